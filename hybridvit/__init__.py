@@ -1,0 +1,23 @@
+"""Pure and hybrid vision transformers under supervised and self-supervised objectives."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridvit.interop.timm import from_timm, to_timm
+
+__version__ = "0.1.0"
+
+# Part of every run's hash. Raised when a release changes what the same config computes, so that
+# old and new results are never mixed in one comparison; the changelog says why.
+RESULTS_VERSION = 1
+
+__all__ = ["RESULTS_VERSION", "__version__", "from_timm", "to_timm"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, because importing timm takes seconds and `hybridvit --help` must not.
+    if name in ("from_timm", "to_timm"):
+        from hybridvit.interop import timm
+
+        return getattr(timm, name)
+    raise AttributeError(f"module 'hybridvit' has no attribute {name!r}")

@@ -1,0 +1,78 @@
+"""Parameters, floating-point operations and memory of an objective, counted on the meta device."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from hybridvit.contracts import Batch, Objective
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one training image costs.
+
+    FLOPs count 2 per multiply-add, in matrix products and convolutions, of the objective's whole
+    step (heads, decoders and teachers included). `activation_bytes` are kept for the backward
+    pass, per image in float32.
+    """
+
+    forward_flops: int
+    backward_flops: int
+    activation_bytes: int
+
+
+def parameters(objective: Objective) -> dict[str, int]:
+    """Trainable and frozen parameters by part; the head counts as the objective's."""
+    model = objective.model
+    stem = sum(p.numel() for p in model.stem.parameters())
+    encoder = sum(p.numel() for p in model.encoder.parameters())
+    total = sum(p.numel() for p in objective.parameters())
+    return {
+        "stem": stem,
+        "encoder": encoder,
+        "objective": total - stem - encoder,
+        "total": total,
+    }
+
+
+def measure(objective: Objective, image_size: tuple[int, int]) -> Cost:
+    """Cost of one image in a training step.
+
+    Two images are run, because some objectives pair them, and halved.
+    """
+    images = 2
+    meta = copy.deepcopy(objective).to("meta").train()
+    integers = torch.zeros(images, dtype=torch.int64, device="meta")
+    batch = Batch(torch.empty(images, 3, *image_size, device="meta"), integers, integers, integers)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        alive.append(tensor)  # so that no storage's id is used twice
+        return tensor
+
+    alive: list[Tensor] = []
+    weights = {id(p.untyped_storage()) for p in meta.parameters()}
+    with (
+        FlopCounterMode(display=False) as forward,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+    ):
+        loss = meta(batch).loss
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    activations = sum(size for storage, size in kept.items() if storage not in weights)
+    return Cost(
+        forward.get_total_flops() // images,
+        backward.get_total_flops() // images,
+        activations // images,
+    )
+
+
+def memory_bytes(cost: Cost, total_parameters: int, batch_size: int) -> int:
+    """Estimate for training in float32 with AdamW: weights, gradients, two moments, activations."""
+    return 16 * total_parameters + batch_size * cost.activation_bytes

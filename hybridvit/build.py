@@ -1,0 +1,121 @@
+"""From a config to data, model and objective: the only module that knows every part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hybridvit import draws
+from hybridvit.config import PARTS, PartConfig, RunConfig, shipped_folder
+from hybridvit.contracts import DataSpec, Objective
+from hybridvit.data.catalog import datasets_table
+from hybridvit.encoder.model import HybridViT
+from hybridvit.encoder.presets import ENCODERS
+from hybridvit.objectives import OBJECTIVES
+from hybridvit.registry import Parts, Registry, load_plugins
+from hybridvit.stems import STEMS
+
+if TYPE_CHECKING:
+    from hybridvit.data.catalog import Dataset
+
+
+def make_parts(plugins: list[str]) -> tuple[Parts, dict[str, str]]:
+    """The built-in parts and those of the named plug-ins, with the plug-ins' versions."""
+    parts = Parts()
+    tables = (
+        (parts.datasets, datasets_table()),
+        (parts.stems, STEMS),
+        (parts.encoders, ENCODERS),
+        (parts.objectives, OBJECTIVES),
+    )
+    for registry, table in tables:
+        for name, factory in table.items():
+            registry.add(name, factory)
+    return parts, load_plugins(parts, plugins)
+
+
+def resolve(config: RunConfig, parts: Parts) -> RunConfig:
+    """The config with every part's arguments checked and its defaults filled in."""
+    filled = {}
+    for section in PARTS:
+        part = getattr(config, section)
+        args = registry_of(parts, section).resolve(part.name, part.args)
+        filled[section] = dataclasses.replace(part, args=args)
+    return dataclasses.replace(config, **filled)
+
+
+def registry_of(parts: Parts, section: str) -> Registry[object]:
+    """The registry of a config section."""
+    registries: dict[str, Registry[object]] = {
+        "data": parts.datasets,
+        "stem": parts.stems,
+        "encoder": parts.encoders,
+        "objective": parts.objectives,
+    }
+    return registries[section]
+
+
+def make_dataset(config: RunConfig, parts: Parts) -> Dataset:
+    """The data set, read from disk."""
+    dataset: Dataset = parts.datasets.build(config.data.name, config.data.args)
+    return dataset
+
+
+def make_model(config: RunConfig, parts: Parts, spec: DataSpec) -> HybridViT:
+    """Stem and encoder. Each is seeded by itself, so that arms of a comparison start from the
+    same encoder whatever their stem.
+
+    Raises:
+        ValueError: the stem's stride does not divide the images.
+    """
+    encoder_args = parts.encoders.resolve(config.encoder.name, config.encoder.args)
+    with seeded(config.seed, "stem"):
+        stem = parts.stems.build(config.stem.name, config.stem.args, dim=encoder_args["dim"])
+    grid = grid_of(spec.image_size, stem.patch_px, config.stem)
+    with seeded(config.seed, "encoder"):
+        encoder = parts.encoders.build(config.encoder.name, config.encoder.args, grid=grid)
+    return HybridViT(stem, encoder, mean=spec.mean, std=spec.std)
+
+
+def make_objective(config: RunConfig, parts: Parts, spec: DataSpec) -> Objective:
+    """The objective with a fresh model."""
+    model = make_model(config, parts, spec)
+    with seeded(config.seed, "objective"):
+        objective: Objective = parts.objectives.build(
+            config.objective.name, config.objective.args, model=model, data=spec
+        )
+    return objective
+
+
+def grid_of(size: tuple[int, int], patch_px: int, stem: PartConfig) -> tuple[int, int]:
+    """Tokens per column and row.
+
+    Raises:
+        ValueError: the stride does not divide the image.
+    """
+    if size[0] % patch_px or size[1] % patch_px:
+        larger = -(-max(size) // patch_px) * patch_px
+        raise ValueError(
+            f"stem {stem.name!r} has stride {patch_px}, which does not divide images of "
+            f"{size[0]} x {size[1]} px; set data.args.image_size={larger} or change the stem"
+        )
+    return size[0] // patch_px, size[1] // patch_px
+
+
+@contextmanager
+def seeded(seed: int, stream: str) -> Iterator[None]:
+    """Torch's generator seeded by (seed, stream) inside, as it was outside."""
+    with torch.random.fork_rng():
+        key = draws.fold(torch.tensor(seed), draws.stream(stream))
+        torch.manual_seed(int(key))
+        yield
+
+
+def shipped_configs() -> list[Path]:
+    """The whole-run configs that come with the package."""
+    return sorted(p for p in shipped_folder().glob("*.yaml") if p.name != "base.yaml")

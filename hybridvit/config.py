@@ -1,0 +1,350 @@
+"""What one run is: the schema as dataclasses, the values from YAML, joined by OmegaConf."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hybridvit import RESULTS_VERSION
+from hybridvit.data.augment import Augment
+from hybridvit.registry import fits, suggest, type_name
+
+PARTS = ("data", "stem", "encoder", "objective")
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """A registered part by name, with arguments of its own."""
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data set and how it is fed.
+
+    `resident` keeps the decoded set on the device (null: when it is at most 1 GiB); otherwise
+    `workers` processes decode. Validation images are split off the training set.
+    """
+
+    name: str = "digits"
+    args: dict[str, Any] = field(default_factory=dict)
+    augment: Augment = field(default_factory=Augment)
+    val_fraction: float = 0.1
+    resident: bool | None = None
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.val_fraction < 1, "data.val_fraction", self.val_fraction, "in [0, 1)")
+        _require(self.workers >= 0, "data.workers", self.workers, "at least 0")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its schedule.
+
+    `lr` is per 256 images of batch size. `lr_factors` multiplies it and `freeze` stops it for all
+    parameters whose name starts with a given prefix, such as `model.stem`. `layer_decay` d gives
+    the block k layers below the last the factor d^k.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, ...] = (0.9, 0.95)
+    momentum: float = 0.9
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_epochs: float = 0.0
+    clip_norm: float | None = 1.0
+    layer_decay: float = 1.0
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    freeze: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "above 0")
+        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
+        _require(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            "optim.betas",
+            list(self.betas),
+            "two numbers in [0, 1)",
+        )
+        _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
+        _require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "at least 0")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0,
+            "optim.clip_norm",
+            self.clip_norm,
+            "above 0, or null for no clipping",
+        )
+        _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "in (0, 1]")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop. `log_every` counts steps, `picture_epochs` epochs between pictures."""
+
+    epochs: float = 10.0
+    batch_size: int = 128
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema: float | None = None
+    compile: bool = False
+    threads: int | None = None
+    log_every: int = 50
+    picture_epochs: float = 10.0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, "train.epochs", self.epochs, "above 0")
+        _require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
+        _require(
+            self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
+            "train.accumulate",
+            self.accumulate,
+            f"a divisor of train.batch_size={self.batch_size}",
+        )
+        _require(self.ema is None or 0 < self.ema < 1, "train.ema", self.ema, "in (0, 1), or null")
+        _require(self.threads is None or self.threads >= 1, "train.threads", self.threads, ">= 1")
+        _require(self.log_every >= 1, "train.log_every", self.log_every, "at least 1 step")
+        _require(self.picture_epochs > 0, "train.picture_epochs", self.picture_epochs, "above 0")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation: validation accuracy every `epochs` epochs, at the end the test set and probes."""
+
+    epochs: float = 5.0
+    batch_size: int = 512
+    probes: list[Literal["knn", "linear"]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, "eval.epochs", self.epochs, "above 0")
+        _require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run."""
+
+    plugins: list[str] = field(default_factory=list)
+    data: DataConfig = field(default_factory=DataConfig)
+    stem: PartConfig = field(default_factory=lambda: PartConfig("linear"))
+    encoder: PartConfig = field(default_factory=lambda: PartConfig("tiny"))
+    objective: PartConfig = field(default_factory=lambda: PartConfig("supervised"))
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Compose a config file, the files it extends, and `key.path=value` overrides.
+
+    Raises:
+        ValueError: a missing file, bad YAML, an unknown key or a value of the wrong type.
+    """
+    merged = overlay(compose(find(path)), dotlist(overrides or []))
+    return validate(to_plain(merged))
+
+
+def find(path: str | Path) -> Path:
+    """A config file: as given, or among the configs that come with the package."""
+    shipped = shipped_folder()
+    candidates = [Path(path), shipped / path, shipped / str(path).removeprefix("configs/")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    names = sorted(str(p.relative_to(shipped)) for p in shipped.glob("*.yaml"))
+    raise ValueError(
+        f"no config file {str(path)!r}{suggest(Path(path).name, names)}; "
+        f"shipped ones: {', '.join(names)}"
+    )
+
+
+def shipped_folder() -> Path:
+    """The configs that come with the package: inside a wheel, beside the package in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def compose(path: Path, trail: tuple[Path, ...] = ()) -> DictConfig:
+    """A file laid over the files that its `extends` lists, in their order."""
+    path = path.resolve()
+    if path in trail:
+        raise ValueError(
+            f"{path.name}: extends itself through {' -> '.join(p.name for p in trail)}"
+        )
+    own = read_yaml(path)
+    bases = own.pop("extends", [])
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        raise ValueError(f"{path.name}: extends should be a list of files, not {bases!r}")
+    merged = OmegaConf.create({})
+    for base in bases:
+        if not (path.parent / base).is_file():
+            raise ValueError(f"{path.name}: extends {base!r}, which is not in {path.parent}")
+        merged = overlay(merged, compose(path.parent / base, (*trail, path)))
+    return overlay(merged, OmegaConf.create(own))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file that may come from a stranger.
+
+    Raises:
+        ValueError: over 1 MiB, aliases (they can expand exponentially), tags, or no mapping.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path}: larger than {MAX_BYTES} bytes; that is no config")
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)):
+            raise ValueError(f"{path}: YAML aliases (*name) are not allowed; write the value out")
+        content = yaml.safe_load(text)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise ValueError(f"{path}: not valid YAML{where}: {problem}") from None
+    if not isinstance(content or {}, dict):
+        raise ValueError(f"{path}: should hold sections such as 'stem:', not a {type_of(content)}")
+    return dict(content or {})
+
+
+def overlay(base: DictConfig, top: DictConfig) -> DictConfig:
+    """Merge `top` over `base`; a part whose `name` changes loses the old part's arguments."""
+    base, top = OmegaConf.create(base), OmegaConf.create(top)
+    for part in PARTS:
+        old, new = _name(base, part), _name(top, part)
+        if new is not None and new != old and isinstance(base.get(part), DictConfig):
+            base[part].pop("args", None)
+    try:
+        return typing.cast(DictConfig, OmegaConf.merge(base, top))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise ValueError(f"config: {str(error).splitlines()[0]}") from None
+
+
+def dotlist(overrides: list[str]) -> DictConfig:
+    """`key.path=value` arguments as a config; values are read as YAML.
+
+    Raises:
+        ValueError: no `=`, or an empty key.
+    """
+    config = OmegaConf.create({})
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ValueError(f"override {item!r} should be key.path=value, such as train.epochs=3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"override {item!r}: {text!r} is not valid YAML") from None
+        try:
+            OmegaConf.update(config, key, value)
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
+            raise ValueError(f"override {item!r}: {str(error).splitlines()[0]}") from None
+    return config
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """Interpolations resolved. Only HYBRIDVIT_* variables can be read from the environment,
+    because everything resolved is written to the run's record.
+
+    Raises:
+        ValueError: another resolver, or a reference to nothing.
+    """
+    text = json.dumps(OmegaConf.to_container(config, resolve=False), default=str)
+    for resolver in re.findall(r"\$\{\s*([\w.]+\s*:[^}]*)\}", text):
+        if not re.fullmatch(r"oc\.env:HYBRIDVIT_\w+(,.*)?", resolver.replace(" ", "")):
+            raise ValueError(
+                f"config: ${{{resolver}}} is not allowed; only ${{oc.env:HYBRIDVIT_...}} is, "
+                "because resolved values are written to the run's record"
+            )
+    try:
+        return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"config: {str(error).splitlines()[0]}") from None
+
+
+def validate(values: dict[str, Any]) -> RunConfig:
+    """Plain values checked against the schema, with defaults filled in.
+
+    Raises:
+        ValueError: an unknown key (with the nearest valid one) or a value of the wrong type.
+    """
+    return typing.cast(RunConfig, _bind(RunConfig, values, ""))
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """The config as plain values, for records."""
+    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def config_hash(config: RunConfig) -> str:
+    """Eight hex digits that name what is computed: where the data lie is left out."""
+    content = resolved(config)
+    for key in ("root", "download"):
+        content["data"]["args"].pop(key, None)
+    text = json.dumps([RESULTS_VERSION, content], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def type_of(value: Any) -> str:
+    """A value's type in YAML's words."""
+    return {"dict": "mapping", "NoneType": "null", "str": "text"}.get(
+        type(value).__name__, type(value).__name__
+    )
+
+
+def _bind(schema: Any, values: Any, path: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path} should be a section, not {values!r}")
+    hints = typing.get_type_hints(schema)
+    for key in values:
+        if key not in hints:
+            where = f"{path}.{key}" if path else str(key)
+            raise ValueError(
+                f"config: unknown key {where!r}{suggest(str(key), hints)}; "
+                f"valid: {', '.join(hints)}"
+            )
+    bound = {}
+    for key, value in values.items():
+        where = f"{path}.{key}" if path else key
+        if dataclasses.is_dataclass(hints[key]):
+            bound[key] = _bind(hints[key], value, where)
+        elif not fits(value, hints[key]):
+            raise ValueError(f"config: {where}={value!r} should be {type_name(hints[key])}")
+        else:
+            bound[key] = tuple(value) if typing.get_origin(hints[key]) is tuple else value
+    if "name" in hints and "name" not in bound and schema is PartConfig:
+        raise ValueError(f"config: {path} needs a name")
+    return schema(**bound)
+
+
+def _name(config: DictConfig, part: str) -> Any:
+    section = config.get(part)
+    return section.get("name") if isinstance(section, DictConfig) else None
+
+
+def _require(holds: bool, key: str, value: Any, valid: str) -> None:
+    if not holds:
+        raise ValueError(f"config: {key}={value!r} should be {valid}")

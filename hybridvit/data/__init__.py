@@ -1,0 +1,1 @@
+"""Data sets, augmentation and the stateless order in which images are seen."""

@@ -1,0 +1,117 @@
+"""Image files from anywhere, opened with care: they may come from strangers.
+
+Only common formats, no pickles, no special files, and a cap on the pixels of one image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".gif")
+MAX_PIXELS = 64 * 2**20  # of one image
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Paths in a folder; `decode` and `identify` are what a DecodedSplit needs."""
+
+    root: str
+    paths: list[str]
+
+    def decode(self, i: int) -> Image.Image:
+        """Decoded image i.
+
+        Raises:
+            ValueError: the file is no image that can be read; the message names it.
+        """
+        with _open(self.paths[i]) as image:  # closes the file; the pixels stay
+            try:
+                image.load()
+            except Exception as error:  # a damaged file makes decoders raise anything
+                raise _unreadable(self.paths[i], error) from None
+        return image
+
+    def identify(self, i: int) -> str:
+        """Relative path and file size in bytes of image i."""
+        path = self.paths[i]
+        return f"{os.path.relpath(path, self.root)} {os.path.getsize(path)}"
+
+    def are_grey(self) -> bool:
+        """Whether no image has colours; reads every header.
+
+        Raises:
+            ValueError: a file is no image that can be read; the message names it.
+        """
+        grey = True
+        for path in self.paths:
+            with _open(path) as image:
+                grey = image.mode in GREY_MODES and grey
+        return grey
+
+
+def list_images(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Image files below a folder in sorted order, and how many others by suffix.
+
+    Hidden files and folders are skipped, links to folders are not followed.
+    """
+    images, others = [], Counter[str]()
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(files):
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                others["hidden"] += 1
+            elif suffix in SUFFIXES:
+                images.append(os.path.join(parent, name))
+            else:
+                others[suffix or "no suffix"] += 1
+    return images, others
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line: its kind, and the first 200 characters of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """The first names, quoted, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(repr(name) for name in listed[:limit]) + more
+
+
+def _open(path: str) -> Image.Image:
+    from PIL import Image
+
+    if not os.path.isfile(path):  # a pipe would block for ever
+        raise ValueError(f"image {path!r} is missing or no regular file; restore or remove it")
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"image {path!r} is too large ({error}); scale it down") from None
+    except Exception as error:  # a damaged file makes decoders raise anything
+        raise _unreadable(path, error) from None
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ValueError(
+            f"image {path!r} has {image.width} x {image.height} pixels, more than the "
+            f"{MAX_PIXELS // 2**20} Mi allowed; scale it down or remove it"
+        )
+    return image
+
+
+def _unreadable(path: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"image {path!r} cannot be decoded ({one_line(error)}); "
+        f"remove it or replace it by a valid {', '.join(FORMATS)} file"
+    )

@@ -1,0 +1,191 @@
+"""Batches as a pure function of a position in an endless stream of epochs.
+
+Nothing is kept between calls: a run resumes from one integer, and the number of workers or ranks
+changes no batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from hybridvit import draws
+from hybridvit.contracts import Batch
+from hybridvit.data.augment import Augment, augment, plain
+from hybridvit.data.resident import Resident
+from hybridvit.data.splits import Split
+
+ORDER = draws.stream("data.order")
+
+
+def order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """(n,) int64: the order of n images in an epoch, a stable sort of hashes."""
+    key = draws.fold(draws.fold(torch.tensor([seed], device=device), epoch), n)
+    return draws.permutation(key, ORDER, n)[0]
+
+
+class TrainLoader:
+    """Augmented batches of a training split.
+
+    Position p of the stream is place p mod n in the order of epoch p // n. A batch is the next
+    `batch_size` positions, so it may straddle epochs; each epoch sees each image once. Rank r of
+    `world` holds the r-th of equal contiguous slices.
+
+    Args:
+        image_size: (H, W) of the batches.
+        resident: keep all decoded images on the device; else they are decoded as needed, by
+            `workers` processes if above 0.
+
+    Raises:
+        ValueError: an empty split, a batch that cannot be shared among ranks in whole pairs
+            (mixup partners are neighbours 2k, 2k + 1), or an argument out of range.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        augment: Augment,
+        image_size: tuple[int, int],
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        resident: bool,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if len(split) == 0:
+            raise ValueError("the training split has no images; use a smaller validation fraction")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} should be at least 1")
+        if workers < 0:
+            raise ValueError(f"workers={workers} should be 0 or more processes")
+        if world > 1 and batch_size % (2 * world):
+            raise ValueError(
+                f"batch_size={batch_size} cannot be shared by {world} ranks in whole pairs of "
+                f"images; use a multiple of {2 * world}"
+            )
+        assert 0 <= rank < world
+        augment.check(image_size)
+        self.split = split
+        self.augment = augment
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = torch.device(device)
+        self.workers = workers
+        self.share = batch_size // world  # images of this rank in a batch
+        self.offset = rank * self.share
+        self.resident = Resident(split, device, progress=rank == 0) if resident else None
+        # Places are found where the images are, so that a resident set never waits for the host.
+        self._home = self.device if resident else torch.device("cpu")
+        self._labels, self._index = split.labels.to(self._home), split.index.to(self._home)
+        # Workers run ahead of the training loop, hence more than one epoch is kept.
+        self._order = lru_cache(maxsize=4)(
+            partial(order, self.seed, n=len(split), device=self._home)
+        )
+
+    def batches(self, start_position: int, steps: int) -> Iterator[Batch]:
+        """`steps` batches from a position on; the next one is `steps * batch_size` further.
+
+        Raises:
+            ValueError: an image cannot be decoded; the message names its file.
+        """
+        first = start_position + self.offset
+        starts = range(first, first + steps * self.batch_size, self.batch_size)
+        if self.resident is None:
+            plan = (self._slots(start)[0].tolist() for start in starts)
+            pictures = _decoded(self.split, plan, self.device, self.workers)
+        else:
+            stored = self.resident.images
+            pictures = (stored[self._slots(start)[0]] for start in starts)
+        for start, images in zip(starts, pictures, strict=True):
+            slots, epochs = self._slots(start)
+            index = self._index[slots]
+            key = draws.image_keys(self.seed, epochs, index).to(self.device)
+            how = self.augment
+            augmented = augment(
+                images, key, how.crop, how.pad, how.scale, how.flip, self.image_size
+            )
+            labels = self._labels[slots].to(self.device)
+            yield Batch(augmented, labels, index.to(self.device), key)
+
+    def _slots(self, start: int) -> tuple[Tensor, Tensor]:
+        """This rank's places in the split and their epochs, (share,) each."""
+        slots, epochs, stop = [], [], start + self.share
+        while start < stop:
+            epoch, place = divmod(start, len(self.split))
+            count = min(len(self.split) - place, stop - start)
+            slots.append(self._order(epoch)[place : place + count])
+            epochs.append(torch.full((count,), epoch, device=self._home))
+            start += count
+        return torch.cat(slots), torch.cat(epochs)
+
+
+def eval_batches(
+    split: Split | Resident,
+    image_size: tuple[int, int],
+    batch_size: int,
+    device: torch.device | str,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """All images in order, not augmented; the last batch may be smaller.
+
+    Keys are those of seed 0 and epoch 0.
+
+    Raises:
+        ValueError: an image cannot be decoded; the message names its file.
+    """
+    device = torch.device(device)
+    starts = range(0, len(split), batch_size)
+    if isinstance(split, Resident):
+        stored = split.images
+        pictures = (stored[start : start + batch_size] for start in starts)
+    else:
+        plan = (list(range(start, min(start + batch_size, len(split)))) for start in starts)
+        pictures = _decoded(split, plan, device, workers)
+    for start, images in zip(starts, pictures, strict=True):
+        index = split.index[start : start + batch_size].to(device)
+        labels = split.labels[start : start + batch_size].to(device)
+        key = draws.image_keys(0, torch.zeros_like(index), index)
+        yield Batch(plain(images, image_size), labels, index, key)
+
+
+class _Reader(TorchDataset[Tensor | str]):
+    """Decodes a batch at a time; an error becomes its message.
+
+    Raised in a worker, it would reach the user as the worker's whole traceback.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __getitem__(self, positions: list[int]) -> Tensor | str:
+        try:
+            return self.split.read_many(positions)
+        except ValueError as error:
+            return str(error)
+
+
+def _decoded(
+    split: Split, plan: Iterable[list[int]], device: torch.device, workers: int
+) -> Iterator[Tensor]:
+    """(B, C, H, W) uint8 images on the device for each list of positions."""
+    loader = DataLoader(
+        _Reader(split),
+        batch_size=None,
+        sampler=plan,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # the default one would draw from the global random state
+    )
+    for images in loader:
+        if isinstance(images, str):
+            raise ValueError(images)
+        yield images.to(device, non_blocking=True)

@@ -1,0 +1,1 @@
+"""The one ViT encoder that every stem and objective shares."""

@@ -1,0 +1,41 @@
+"""What a config is and costs, in words, without training it."""
+
+from __future__ import annotations
+
+from hybridvit import build
+from hybridvit.analysis import cost
+from hybridvit.config import RunConfig
+from hybridvit.engine.run import describe_model
+
+
+def describe(config: RunConfig) -> str:
+    """Tokens, grid, stride, receptive field, parameters, FLOPs and memory, one line each.
+
+    Raises:
+        ValueError: a config that could not be trained.
+    """
+    parts, _ = build.make_parts(config.plugins)
+    config = build.resolve(config, parts)
+    dataset = build.make_dataset(config, parts)
+    spec = dataset.spec()
+    objective = build.make_objective(config, parts, spec)
+    model = describe_model(objective, spec)
+    parameters, flops = model["parameters"], model["flops"]
+    spent = cost.Cost(flops["forward"], flops["backward"], model["activation_bytes"])
+    memory = cost.memory_bytes(spent, parameters["total"], config.train.batch_size)
+    h, w = model["grid"]
+    rows = {
+        "data": f"{dataset.name}, {len(dataset.train)} training images of "
+        f"{spec.image_size[0]} x {spec.image_size[1]} px, {spec.classes} classes",
+        "stem": f"{config.stem.name} ({'patch-local' if model['patch_local'] else 'mixes'})",
+        "objective": config.objective.name,
+        "tokens": f"{model['tokens']} ({h} x {w})",
+        "stride": f"{model['patch_px']} px",
+        "a token sees": model["receptive_field"],
+        "parameters": "  ".join(f"{part} {count:,}" for part, count in parameters.items()),
+        "FLOPs an image": f"forward {flops['forward'] / 1e9:.4g} G, backward "
+        f"{flops['backward'] / 1e9:.4g} G (2 per multiply-add)",
+        "memory": f"about {memory / 2**30:.2f} GiB to train in float32 at batch size "
+        f"{config.train.batch_size}",
+    }
+    return "\n".join(f"{name:15} {text}" for name, text in rows.items())

@@ -1,0 +1,216 @@
+"""The training loop. It knows no model: an objective gives a loss, everything else is here."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from hybridvit import draws
+from hybridvit.config import RunConfig
+from hybridvit.contracts import Batch, Objective
+from hybridvit.data.loader import TrainLoader
+from hybridvit.engine.optim import schedule
+
+
+class Diverged(Exception):
+    """The loss is no longer finite; the weights are those before that step."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; its state is saved."""
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with every checkpoint."""
+
+    step: int = 0
+    train_seconds: float = 0.0  # without evaluation and saving
+    rates: list[float] = field(default_factory=list)  # images/s between log points
+
+
+@dataclass
+class Calls:
+    """What happens beside the steps, all ordinary functions."""
+
+    log: Callable[[int, dict[str, float]], None]
+    evaluate: Callable[[int], None]
+    picture: Callable[[int], None]
+    save: Callable[[Progress], None]
+
+
+def fit(
+    fabric: Fabric,
+    wrapped: Any,
+    objective: Objective,
+    optimizer: Any,
+    average: AveragedModel | None,
+    loader: TrainLoader,
+    images: int,
+    config: RunConfig,
+    progress: Progress,
+    calls: Calls,
+) -> None:
+    """Train from `progress.step` to the last step.
+
+    Args:
+        wrapped, optimizer: the objective and its optimizer as set up by Fabric; all gradients
+            come from calling `wrapped`.
+        average: the objective's exponential moving average, updated after each step.
+        images: size of the training set.
+
+    Raises:
+        Diverged: a loss was not finite.
+        Stopped: SIGINT or SIGTERM arrived; everything was saved first.
+    """
+    train, steps = config.train, total_steps(config, images)
+    warmup = round(config.optim.warmup_epochs * images / train.batch_size)
+    peaks = [group["lr"] * group["factor"] for group in optimizer.param_groups]
+    finite = torch.ones((), device=fabric.device)
+    batches = loader.batches(progress.step * train.batch_size, steps - progress.step)
+    clock = Clock(progress, train.batch_size)
+    with stop_signals() as stop:
+        for step in range(progress.step + 1, steps + 1):
+            factor = schedule(step, steps, warmup, config.optim.schedule)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            seed_step(config.seed, step)
+            output = accumulate(fabric, wrapped, next(batches), train.accumulate)
+            if config.optim.clip_norm is not None:
+                fabric.clip_gradients(
+                    wrapped,
+                    optimizer,
+                    max_norm=config.optim.clip_norm,
+                    error_if_nonfinite=False,
+                )
+            # The fused optimizer skips its step where found_inf is 1, without the host waiting
+            # for the loss; once a loss was not finite, no later step counts either.
+            finite = finite * torch.isfinite(output["loss"])
+            optimizer.optimizer.found_inf = 1 - finite
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.after_step(step)
+            if average is not None:
+                average.update_parameters(objective)
+            progress.step = step
+            if step % train.log_every == 0 or step == steps or stop:
+                if not finite:
+                    raise Diverged(
+                        f"the loss is not finite at step {step} or up to "
+                        f"{train.log_every - 1} steps before"
+                    )
+                clock.lap()
+                calls.log(step, {"lr": factor * max(peaks), **clock.times(), **host(output)})
+            if due(step, config.eval.epochs, images, train.batch_size, steps):
+                with clock.paused():
+                    calls.evaluate(step)
+                    calls.save(progress)
+            if due(step, train.picture_epochs, images, train.batch_size, steps):
+                with clock.paused():
+                    calls.picture(step)
+            if stop:
+                calls.save(progress)
+                raise Stopped(f"stopped by {stop[0]} after step {step} of {steps}")
+
+
+def accumulate(fabric: Fabric, objective: Any, batch: Batch, parts: int) -> dict[str, Tensor]:
+    """Forward and backward of a batch in `parts` micro-batches; mean loss and metrics."""
+    means: dict[str, Tensor] = {}
+    for i, micro in enumerate(micro_batches(batch, parts)):
+        with fabric.no_backward_sync(objective, enabled=i < parts - 1):
+            loss, metrics = objective(micro)
+            fabric.backward(loss / parts)
+        for name, value in {**metrics, "loss": loss.detach()}.items():
+            means[name] = means.get(name, 0) + value / parts
+    return means
+
+
+def micro_batches(batch: Batch, parts: int) -> Iterator[Batch]:
+    """A batch cut into equal parts, neighbours staying together."""
+    if parts == 1:
+        yield batch
+        return
+    columns = (batch.images, batch.labels, batch.index, batch.key)
+    for pieces in zip(*(column.chunk(parts) for column in columns), strict=True):
+        yield Batch(*pieces)
+
+
+def total_steps(config: RunConfig, images: int) -> int:
+    """Optimizer steps of a run on a training set of `images`."""
+    return max(1, round(config.train.epochs * images / config.train.batch_size))
+
+
+def due(step: int, epochs: float, images: int, batch_size: int, steps: int) -> bool:
+    """Whether `step` is the first after another `epochs` epochs, or the last."""
+    per = epochs * images / batch_size
+    return step == steps or math.floor(step / per) > math.floor((step - 1) / per)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch for dropout and stochastic depth, so that a resumed run draws the same."""
+    key = draws.fold(draws.fold(torch.tensor(seed), draws.stream("step")), step)
+    torch.manual_seed(int(key))
+
+
+def host(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """Metrics as numbers, with their `train/` names."""
+    return {f"train/{name}": float(value) for name, value in metrics.items()}
+
+
+class Clock:
+    """Training time and throughput, without evaluation and saving."""
+
+    def __init__(self, progress: Progress, batch_size: int) -> None:
+        self.progress, self.batch_size = progress, batch_size
+        self.step, self.mark = progress.step, time.perf_counter()
+
+    def lap(self) -> None:
+        """Account for the steps since the last lap."""
+        now = time.perf_counter()
+        images = (self.progress.step - self.step) * self.batch_size
+        self.progress.train_seconds += now - self.mark
+        if images:
+            self.progress.rates.append(images / (now - self.mark))
+        self.step, self.mark = self.progress.step, now
+
+    def times(self) -> dict[str, float]:
+        """Seconds trained so far and the latest throughput."""
+        rates = self.progress.rates
+        return {
+            "seconds": self.progress.train_seconds,
+            "images_per_second": rates[-1] if rates else 0.0,
+        }
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens inside."""
+        now = time.perf_counter()
+        yield
+        self.mark += time.perf_counter() - now
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[str]]:
+    """A list that receives the name of a SIGINT or SIGTERM; a second one ends the process."""
+    received: list[str] = []
+
+    def note(number: int, _frame: object) -> None:
+        received.append(signal.Signals(number).name)
+        signal.signal(number, signal.default_int_handler)
+
+    handlers = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,71 @@
+"""What raw pixels are worth without any network: the floor that every arm is shown beside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hybridvit import build
+from hybridvit.config import RunConfig, config_hash, resolved
+from hybridvit.data.loader import eval_batches
+from hybridvit.data.splits import Split, fingerprint, split_validation, subset
+from hybridvit.engine.run import Outcome, check_same_run
+from hybridvit.engine.runlog import SCHEMA, RunDirectory, environment
+from hybridvit.evaluation import probes
+
+
+def pixel_baseline(config: RunConfig, out: Path) -> Outcome:
+    """Logistic regression and 5-NN on the pixels of a config's data, as a run directory.
+
+    They see the training images without the validation part, as the arms do.
+    """
+    parts, plugins = build.make_parts(config.plugins)
+    config = build.resolve(config, parts)
+    directory = RunDirectory(out)
+    with directory.locked():
+        check_same_run(directory, directory.read_record(), config)
+        dataset = build.make_dataset(config, parts)
+        kept, held_out = split_validation(dataset.train.labels, config.data.val_fraction)
+        record = {
+            "schema": SCHEMA,
+            "kind": "pixels",
+            "name": "pixels",
+            "hash": config_hash(config),
+            "arm": {},
+            "seed": config.seed,
+            **environment(),
+            "data": {
+                "name": dataset.name,
+                "fingerprint": fingerprint(dataset.train),
+                "train": len(kept),
+                "val": len(held_out),
+                "test": len(dataset.test),
+                "classes": len(dataset.classes),
+                "channels": dataset.channels,
+                "image_size": list(dataset.image_size),
+                "notes": dataset.notes,
+            },
+            "plugins": plugins,
+            "error": None,
+        }
+        directory.write_config(resolved(config))
+        directory.write_record({**record, "status": "running"})
+        train = _pixels(subset(dataset.train, kept), dataset.channels)
+        test = _pixels(dataset.test, dataset.channels)
+        results = {
+            "test/logistic_regression": probes.logistic_regression(train, test),
+            "test/knn": probes.nearest_pixels(train, test),
+        }
+        protocol = {k: v for k, v in probes.PROTOCOL.items() if k.startswith("pixels/")}
+        directory.write_summary({"results": results, "protocol": protocol})
+        directory.write_record({**record, "status": "complete"})
+    return Outcome(out, "complete", "")
+
+
+def _pixels(split: Split, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    size = split.read(0).shape[-2:]
+    batches = list(eval_batches(split, (size[0], size[1]), 4096, torch.device("cpu")))
+    images = torch.cat([b.images[:, :channels].flatten(1) for b in batches])
+    return images.numpy(), torch.cat([b.labels for b in batches]).numpy()

@@ -1,0 +1,409 @@
+"""One run: build, fit, evaluate, write. Started again, it resumes or says that it is complete."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from hybridvit import build
+from hybridvit.analysis import cost
+from hybridvit.analysis.receptive_field import mixes_globally, receptive_field
+from hybridvit.config import RunConfig, config_hash, resolved
+from hybridvit.contracts import Batch, DataSpec, Objective
+from hybridvit.data.dataset import Dataset
+from hybridvit.data.loader import TrainLoader, eval_batches
+from hybridvit.data.resident import fits
+from hybridvit.data.splits import Split, fingerprint, split_validation, subset
+from hybridvit.encoder.model import HybridViT
+from hybridvit.engine import checkpoint
+from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_steps
+from hybridvit.engine.optim import make_optimizer
+from hybridvit.engine.pictures import write_rows
+from hybridvit.engine.runlog import SCHEMA, RunDirectory, environment
+from hybridvit.evaluation import probes
+from hybridvit.evaluation.accuracy import accuracy
+from hybridvit.registry import Parts
+
+PICTURED = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    path: Path
+    status: str  # complete, stopped or diverged
+    message: str
+
+
+def train(
+    config: RunConfig,
+    *,
+    name: str,
+    out: Path | None = None,
+    arm: dict[str, str] | None = None,
+    show: bool = True,
+) -> Outcome:
+    """Run a config to its end, or on from where it stopped.
+
+    Args:
+        name: of the config, for the record and the default directory.
+        out: the run directory; by default `runs/<name>-<hash>`.
+        arm: the run's values on a study's axes.
+        show: a progress bar, or plain lines where the output is no terminal.
+
+    Raises:
+        ValueError: anything wrong with the config, the data or the directory.
+    """
+    parts, plugins = build.make_parts(config.plugins)
+    config = build.resolve(config, parts)
+    directory = RunDirectory(out or Path("runs") / f"{name}-{config_hash(config)}")
+    with directory.locked():
+        before = directory.read_record()
+        check_same_run(directory, before, config)
+        if before and before["status"] == "complete":
+            return Outcome(directory.path, "complete", f"{directory.path} is already complete")
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
+        session = Session(config, parts, directory, show)
+        record = {
+            "schema": SCHEMA,
+            "kind": "train",
+            "name": name,
+            "hash": config_hash(config),
+            "arm": arm or {},
+            "status": "running",
+            "seed": config.seed,
+            **environment(),
+            "data": session.describe_data(),
+            "model": describe_model(session.objective, session.dataset.spec()),
+            "plugins": plugins,
+            "error": None,
+        }
+        directory.write_config(resolved(config))
+        directory.write_record(record)
+        return session.run(record)
+
+
+def check_same_run(
+    directory: RunDirectory, before: dict[str, Any] | None, config: RunConfig
+) -> None:
+    """Refuse a directory that holds something else.
+
+    Raises:
+        ValueError: another config's run, or files that are no run.
+    """
+    if before is None:
+        foreign = [p.name for p in directory.path.iterdir() if not p.name.startswith(".")]
+        if foreign:
+            raise ValueError(
+                f"{directory.path} is not empty and holds no run ({foreign[0]} ...); "
+                "choose another out=DIR"
+            )
+    elif before.get("hash") != config_hash(config):
+        raise ValueError(
+            f"{directory.path} holds the run {before.get('hash')} of another config, this one is "
+            f"{config_hash(config)}; choose another out=DIR or remove it"
+        )
+
+
+class Session:
+    """What one process needs to carry a run on: data, objective, optimizer, Fabric."""
+
+    def __init__(
+        self, config: RunConfig, parts: Parts, directory: RunDirectory, show: bool
+    ) -> None:
+        self.config, self.parts, self.directory = config, parts, directory
+        self.fabric = Fabric(
+            accelerator="auto",
+            devices=1,
+            precision="bf16-mixed" if config.train.precision == "bf16" else "32-true",
+        )
+        self.dataset: Dataset = build.make_dataset(config, parts)
+        labels = self.dataset.train.labels
+        kept, held_out = split_validation(labels, config.data.val_fraction)
+        self.train_split = subset(self.dataset.train, kept)
+        self.val_split = subset(self.dataset.train, held_out)
+        resident = config.data.resident
+        self.resident = fits(self.dataset.train) if resident is None else resident
+        self.objective = build.make_objective(config, parts, self.dataset.spec())
+        self.optimizer = make_optimizer(self.objective, config.optim, config.train.batch_size)
+        self.average = (
+            AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema))
+            if config.train.ema
+            else None
+        )
+        self.tensorboard = _tensorboard(directory.path) if config.train.tensorboard else None
+        self.bar: Any = None
+        self.show = show
+
+    def run(self, record: dict[str, Any]) -> Outcome:
+        """Fit, evaluate and close the record."""
+        for note in self.dataset.notes:
+            self.say(f"data: {note}")
+        try:
+            progress = self.fit()
+        except Stopped as stopped:
+            self._close(record, "stopped", str(stopped))
+            again = "run the same command again to go on"
+            return Outcome(self.directory.path, "stopped", f"{stopped}; saved, {again}")
+        except Diverged as diverged:
+            self._close(record, "diverged", str(diverged))
+            return Outcome(
+                self.directory.path,
+                "diverged",
+                f"{diverged}; try a lower optim.lr, optim.clip_norm or train.precision=fp32",
+            )
+        except BaseException as error:
+            self._close(record, "failed", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            if self.bar is not None:
+                self.bar.close()
+        results = self.final_results()
+        self.directory.write_summary(
+            {
+                "steps": progress.step,
+                "images": progress.step * self.config.train.batch_size,
+                "train_seconds": round(progress.train_seconds, 3),
+                "images_per_second": round(median(progress.rates), 1),
+                "network": "ema" if self.average else "model",
+                "results": results,
+                "protocol": {k: v for k, v in probes.PROTOCOL.items() if "/" not in k},
+            }
+        )
+        self._close(record, "complete", None)
+        return Outcome(self.directory.path, "complete", _sentence(results))
+
+    def fit(self) -> Progress:
+        """Set up, resume if there is a checkpoint, and train to the end."""
+        config, fabric = self.config, self.fabric
+        augment = config.data.augment
+        loader = TrainLoader(
+            self.train_split,
+            augment,
+            self.dataset.image_size,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            device=fabric.device,
+            resident=self.resident,
+            workers=config.data.workers,
+        )
+        self.length = len(self.train_split)
+        progress = self._resume()
+        compiled: Any = torch.compile(self.objective) if config.train.compile else self.objective
+        objective, optimizer = fabric.setup(compiled, self.optimizer)
+        if self.average is not None:
+            self.average.to(fabric.device)
+        steps = total_steps(config, self.length)
+        if self.show and sys.stderr.isatty():
+            self.bar = tqdm(total=steps, initial=progress.step, unit="step", dynamic_ncols=True)
+        elif progress.step:
+            self.say(f"resuming at step {progress.step} of {steps}")
+        objective.train()
+        calls = Calls(self.log, self.evaluate, self.picture, self.save)
+        fit(
+            fabric,
+            objective,
+            self.objective,
+            optimizer,
+            self.average,
+            loader,
+            self.length,
+            config,
+            progress,
+            calls,
+        )
+        return progress
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append a line of metrics; show it."""
+        images = step * self.config.train.batch_size
+        epoch = images / self.length
+        self.directory.append_metrics({"step": step, "epoch": epoch, "images": images, **values})
+        if self.tensorboard is not None:
+            for key, value in values.items():
+                self.tensorboard.add_scalar(key, value, step)
+        if self.bar is not None:
+            shown = {k.split("/")[-1]: f"{v:.4g}" for k, v in values.items() if "loss" in k}
+            if "images_per_second" in values:
+                shown["img/s"] = f"{values['images_per_second']:.0f}"
+            self.bar.set_postfix(shown, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif self.show:
+            shown_text = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+            self.say(f"step {step}/{total_steps(self.config, self.length)}  {shown_text}")
+
+    def evaluate(self, step: int) -> None:
+        """Validation accuracy, or a k-NN probe where the model has no head."""
+        if len(self.val_split) == 0:
+            return
+        model = self.evaluated().model
+        with self.fabric.autocast():
+            if model.head is not None:
+                values = {"val/accuracy": accuracy(model, self.batches(self.val_split))}
+            elif "knn" in self.config.eval.probes:
+                bank = probes.extract(model, self.batches(self.train_split))
+                val = probes.extract(model, self.batches(self.val_split))
+                values = {"val/knn": probes.knn_accuracy(bank, val, len(self.dataset.classes))}
+            else:
+                return
+        self.log(step, values)
+
+    def final_results(self) -> dict[str, float]:
+        """Accuracy and probes on the test split, which nothing has looked at before."""
+        self.fabric.to_device(self.objective)
+        model = self.evaluated().model
+        results = {}
+        with self.fabric.autocast():
+            if model.head is not None:
+                if len(self.val_split):
+                    results["val/accuracy"] = accuracy(model, self.batches(self.val_split))
+                results["test/accuracy"] = accuracy(model, self.batches(self.dataset.test))
+            if self.config.eval.probes:
+                self.say("probing frozen features")
+                results |= self.probe(model, "test")
+                fresh = build.make_model(self.config, self.parts, self.dataset.spec())
+                results |= self.probe(self.fabric.to_device(fresh), "untrained/test")
+        return results
+
+    def probe(self, model: HybridViT, prefix: str) -> dict[str, float]:
+        """The configured probes of a model's frozen features."""
+        bank = probes.extract(model, self.batches(self.train_split))
+        test = probes.extract(model, self.batches(self.dataset.test))
+        results = {}
+        if "knn" in self.config.eval.probes:
+            classes = len(self.dataset.classes)
+            results[f"{prefix}/knn"] = probes.knn_accuracy(bank, test, classes)
+        if "linear" in self.config.eval.probes:
+            results[f"{prefix}/linear"] = probes.linear_accuracy(bank, test)
+        return results
+
+    def picture(self, step: int) -> None:
+        """Write the objective's pictures of the same few images."""
+        batch = self._pictured()
+        self.objective.eval()
+        with self.fabric.autocast():
+            rows = self.objective.pictures(batch)
+        self.objective.train()
+        if rows:
+            write_rows(rows, self.directory.figures / f"reconstructions-step-{step:06d}.png")
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint."""
+        average = self.average.module.state_dict() if self.average is not None else None
+        checkpoint.save(
+            self.directory.checkpoints,
+            progress.step,
+            weights=self.objective.state_dict(),
+            ema=average,
+            optimizer=self.optimizer.state_dict(),
+            progress={"train_seconds": progress.train_seconds, "rates": progress.rates},
+        )
+
+    def evaluated(self) -> Objective:
+        """The network that evaluation looks at: the moving average where there is one."""
+        averaged: Objective = self.objective if self.average is None else self.average.module
+        return averaged
+
+    def batches(self, split: Split) -> Any:
+        """A split in order, not augmented."""
+        return eval_batches(
+            split,
+            self.dataset.image_size,
+            self.config.eval.batch_size,
+            self.fabric.device,
+            self.config.data.workers if not self.resident else 0,
+        )
+
+    def describe_data(self) -> dict[str, Any]:
+        """The data section of the record."""
+        return {
+            "name": self.dataset.name,
+            "fingerprint": fingerprint(self.dataset.train),
+            "train": len(self.train_split),
+            "val": len(self.val_split),
+            "test": len(self.dataset.test),
+            "classes": len(self.dataset.classes),
+            "channels": self.dataset.channels,
+            "image_size": list(self.dataset.image_size),
+            "mean": list(self.dataset.mean),
+            "std": list(self.dataset.std),
+            "notes": self.dataset.notes,
+        }
+
+    def say(self, text: str) -> None:
+        """A line for the user, beside the progress bar."""
+        if self.show:
+            tqdm.write(text, file=sys.stderr)
+
+    def _pictured(self) -> Batch:
+        source = self.val_split if len(self.val_split) else self.train_split
+        count = min(PICTURED, len(source))
+        few = subset(source, torch.arange(count))
+        return next(iter(self.batches(few)))
+
+    def _resume(self) -> Progress:
+        path = checkpoint.latest(self.directory.checkpoints)
+        if path is None:
+            return Progress()
+        manifest = checkpoint.read_manifest(path)
+        self.objective.load_state_dict(checkpoint.read_weights(path))
+        if self.average is not None:
+            self.average.module.load_state_dict(checkpoint.read_weights(path, checkpoint.EMA))
+            self.average.n_averaged.fill_(manifest["step"])
+        self.optimizer.load_state_dict(checkpoint.read_optimizer(path))
+        return Progress(manifest["step"], **manifest["progress"])
+
+    def _close(self, record: dict[str, Any], status: str, error: str | None) -> None:
+        self.directory.write_record({**record, "status": status, "error": error})
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
+
+def describe_model(objective: Objective, spec: DataSpec) -> dict[str, Any]:
+    """Tokens, stride, receptive field, parameters and FLOPs of an objective's model."""
+    stem, grid = objective.model.stem, objective.model.encoder.grid
+    spent = cost.measure(objective, spec.image_size)
+    size = min(spec.image_size)
+    size -= size % stem.patch_px
+    seen = receptive_field(stem, size)
+    return {
+        "tokens": grid[0] * grid[1],
+        "grid": list(grid),
+        "patch_px": stem.patch_px,
+        "patch_local": stem.is_patch_local,
+        "receptive_field": _sees(seen, size, mixes_globally(stem, size)),
+        "parameters": cost.parameters(objective),
+        "flops": {"forward": spent.forward_flops, "backward": spent.backward_flops},
+        "activation_bytes": spent.activation_bytes,
+    }
+
+
+def _sees(convolutions: int | None, size: int, is_global: bool) -> str:
+    side = "none" if convolutions is None else f"{convolutions} px"
+    if convolutions == size:
+        side = f"the whole {size} px image"
+    return f"{side} by convolution, global by normalisation statistics" if is_global else side
+
+
+def _sentence(results: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1%}" for name, value in results.items())
+
+
+def _tensorboard(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "train.tensorboard=true needs TensorBoard: pip install 'hybridvit[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(path / "tensorboard"))

@@ -1,0 +1,150 @@
+"""The run directory: the record of a run and the interface between training and reporting."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hybridvit import RESULTS_VERSION, __version__
+
+SCHEMA = 1
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "lightly",
+    "pytorch-lightning",
+    "omegaconf",
+    "numpy",
+    "scikit-learn",
+    "pillow",
+)
+
+
+class RunDirectory:
+    """Files of one run. Metrics are only ever appended; the others are replaced whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.figures = path / "figures"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for this process.
+
+        Raises:
+            ValueError: another process holds it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"{self.path} is in use by another process; wait for it or set out=DIR"
+                ) from None
+            yield
+
+    def read_record(self) -> dict[str, Any] | None:
+        """The content of run.json, or None for a new directory."""
+        file = self.path / "run.json"
+        if not file.exists():
+            return None
+        try:
+            record: dict[str, Any] = json.loads(file.read_text())
+        except json.JSONDecodeError:
+            raise ValueError(
+                f"{file} is not valid JSON; remove {self.path} to start anew"
+            ) from None
+        return record
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Replace run.json."""
+        self._replace("run.json", json.dumps(record, indent=1))
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Replace config.yaml by the resolved config."""
+        self._replace("config.yaml", yaml.safe_dump(config, sort_keys=False))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, which only complete runs have."""
+        self._replace("summary.json", json.dumps({"schema": SCHEMA, **summary}, indent=1))
+
+    def append_metrics(self, line: dict[str, float]) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(text)
+        os.replace(temporary, self.path / name)
+
+
+def environment() -> dict[str, Any]:
+    """Code, package versions and hardware of this process, for run.json."""
+    cuda = torch.cuda.is_available()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "code": {"version": __version__, "results_version": RESULTS_VERSION, **_git()},
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+            "memory_gb": round(memory / 2**30, 1),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any]:
+    source = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(source), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie inside some other repository.
+    if not (source / "setup.cfg").is_file() or git("rev-parse", "--show-toplevel") != str(source):
+        return {"commit": None, "dirty": None}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

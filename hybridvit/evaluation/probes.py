@@ -1,0 +1,86 @@
+"""What frozen features are worth: k nearest neighbours and a linear classifier."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridvit.contracts import Batch
+from hybridvit.encoder.model import HybridViT
+
+NEIGHBOURS = 20
+PROTOCOL = {
+    "knn": f"{NEIGHBOURS} nearest neighbours, cosine similarity, weights exp(s / 0.1)",
+    "linear": "logistic regression (L2, C = 1) on standardised features",
+    "pixels/knn": "5 nearest neighbours, Euclidean, on raw pixels",
+    "pixels/logistic_regression": "logistic regression (L2, C = 1) on raw pixels in [0, 1]",
+}
+
+
+@torch.no_grad()
+def extract(model: HybridViT, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """Frozen features (N, D) float32 and labels (N,) on the CPU."""
+    training = model.training
+    model.eval()
+    features, labels = [], []
+    for batch in batches:
+        features.append(model.features(batch.images).float().cpu())
+        labels.append(batch.labels.cpu())
+    model.train(training)
+    return torch.cat(features), torch.cat(labels)
+
+
+def knn_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> float:
+    """Weighted k-NN accuracy (Wu et al. 2018) of features and labels."""
+    from lightly.utils.benchmarking.knn import knn_predict
+
+    bank = F.normalize(train[0], dim=1).mT
+    hits = 0
+    for features, labels in zip(test[0].split(1024), test[1].split(1024), strict=True):
+        ranked = knn_predict(
+            F.normalize(features, dim=1),
+            bank,
+            train[1],
+            classes,
+            knn_k=min(NEIGHBOURS, bank.shape[1]),
+            knn_t=0.1,
+        )
+        hits += int((ranked[:, 0] == labels).sum())
+    return hits / len(test[1])
+
+
+def linear_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
+    """Accuracy of a linear classifier on standardised features."""
+    mean, std = train[0].mean(dim=0), train[0].std(dim=0).clamp(min=1e-6)
+    return logistic_regression(
+        (((train[0] - mean) / std).numpy(), train[1].numpy()),
+        (((test[0] - mean) / std).numpy(), test[1].numpy()),
+    )
+
+
+def logistic_regression(
+    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
+) -> float:
+    """Test accuracy of scikit-learn's multinomial logistic regression with C = 1."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        # The solver's last digits do not matter here; 1,000 steps are ample for an accuracy.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        classifier = LogisticRegression(max_iter=1000).fit(*train)
+    return float(classifier.score(*test))
+
+
+def nearest_pixels(
+    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
+) -> float:
+    """Test accuracy of 5 nearest neighbours."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return float(KNeighborsClassifier(5).fit(*train).score(*test))

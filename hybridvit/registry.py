@@ -1,0 +1,211 @@
+"""Registries of parts, built per run, and the plug-ins that add to them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class Registry(Generic[T]):
+    """Factories of one kind of part by name.
+
+    A factory's signature is its schema: keyword arguments with types and defaults. `given` names
+    the arguments that the framework passes; all others may be set in a config.
+    """
+
+    kind: str
+    given: tuple[str, ...] = ()
+    factories: dict[str, Callable[..., T]] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, factory: Callable[..., T]) -> None:
+        """Register a factory.
+
+        Raises:
+            ValueError: the name is taken; a parameter is `*args`, `**kwargs`, or lacks a type.
+        """
+        owner = f"{_unwrap(factory).__module__}.{_unwrap(factory).__qualname__}"
+        if name in self.factories:
+            raise ValueError(
+                f"{self.kind} {name!r} is already registered by {self.owners[name]}; "
+                f"{owner} needs another name"
+            )
+        for p in inspect.signature(factory).parameters.values():
+            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                raise ValueError(
+                    f"{self.kind} {name!r} ({owner}) takes *{p.name}; name every argument instead, "
+                    "so that a typo in a config is an error"
+                )
+        self.factories[name] = factory
+        self.owners[name] = owner
+
+    def schema(self, name: str) -> dict[str, inspect.Parameter]:
+        """The arguments that a config may set, with types and defaults.
+
+        Raises:
+            ValueError: no such part.
+        """
+        if name not in self.factories:
+            raise ValueError(
+                f"unknown {self.kind} {name!r}{suggest(name, self.factories)}; "
+                f"choose from {', '.join(sorted(self.factories))}"
+            )
+        factory = self.factories[name]
+        return {
+            key: p.replace(annotation=_hint(factory, p))
+            for key, p in inspect.signature(factory).parameters.items()
+            if key not in self.given
+        }
+
+    def resolve(self, name: str, args: dict[str, Any]) -> dict[str, Any]:
+        """Config arguments checked against the signature, with all defaults filled in.
+
+        Raises:
+            ValueError: an unknown or missing argument, or a value of the wrong type.
+        """
+        schema = self.schema(name)
+        for key, value in args.items():
+            if key not in schema:
+                raise ValueError(
+                    f"{self.kind} {name!r} has no argument {key!r}{suggest(key, schema)}; "
+                    f"valid: {', '.join(schema) or 'none'}"
+                )
+            if not fits(value, schema[key].annotation):
+                raise ValueError(
+                    f"{self.kind} {name!r}: {key}={value!r} should be "
+                    f"{type_name(schema[key].annotation)}"
+                )
+        resolved = {}
+        for key, p in schema.items():
+            if key not in args and p.default is p.empty:
+                raise ValueError(f"{self.kind} {name!r} needs {key} ({type_name(p.annotation)})")
+            resolved[key] = args.get(key, p.default)
+        return resolved
+
+    def build(self, name: str, args: dict[str, Any], **given: Any) -> T:
+        """Make a part from config arguments and what the framework gives it."""
+        resolved = self.resolve(name, args)
+        wanted = inspect.signature(self.factories[name]).parameters
+        return self.factories[name](
+            **resolved, **{key: value for key, value in given.items() if key in wanted}
+        )
+
+    def summary(self, name: str) -> str:
+        """First line of the part's docstring."""
+        return (inspect.getdoc(_unwrap(self.factories[name])) or "").split("\n")[0]
+
+
+@dataclass
+class Parts:
+    """The registries of one run; a plug-in's `register(parts)` adds to them."""
+
+    datasets: Registry[Any] = field(
+        default_factory=lambda: Registry("dataset"),
+    )
+    stems: Registry[Any] = field(default_factory=lambda: Registry("stem", given=("dim",)))
+    encoders: Registry[Any] = field(default_factory=lambda: Registry("encoder", given=("grid",)))
+    objectives: Registry[Any] = field(
+        default_factory=lambda: Registry("objective", given=("model", "data"))
+    )
+
+
+def load_plugins(parts: Parts, names: list[str]) -> dict[str, str]:
+    """Let each plug-in add its parts; returns the version of each.
+
+    A name with a colon is `module:function` on the Python path (the working directory included),
+    any other the name of an installed entry point in the group `hybridvit.plugins`.
+
+    Raises:
+        ValueError: the plug-in cannot be found or imported.
+    """
+    versions = {}
+    for name in names:
+        register, versions[name] = _from_path(name) if ":" in name else _from_entry_point(name)
+        register(parts)
+    return versions
+
+
+def suggest(name: str, valid: typing.Iterable[str]) -> str:
+    """', did you mean 'x'?', or nothing."""
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def type_name(annotation: Any) -> str:
+    """A type as one writes it: `int | None`, `list[int]`."""
+    if annotation is inspect.Parameter.empty:
+        return "any"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def _from_path(name: str) -> tuple[Callable[[Parts], None], str]:
+    module_name, _, function = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"plug-in {name!r}: cannot import {module_name!r} ({error}); "
+            "it must be on the Python path or in the working directory"
+        ) from None
+    if not hasattr(module, function):
+        raise ValueError(f"plug-in {name!r}: module {module_name!r} has no {function!r}")
+    return getattr(module, function), str(getattr(module, "__version__", "unversioned"))
+
+
+def _from_entry_point(name: str) -> tuple[Callable[[Parts], None], str]:
+    found = {e.name: e for e in importlib.metadata.entry_points(group="hybridvit.plugins")}
+    if name not in found:
+        raise ValueError(
+            f"plug-in {name!r} is not installed{suggest(name, found)}; installed: "
+            f"{', '.join(sorted(found)) or 'none'} (or give module:function)"
+        )
+    dist = found[name].dist
+    return found[name].load(), dist.version if dist else "unversioned"
+
+
+def _unwrap(factory: Callable[..., Any]) -> Any:
+    return getattr(factory, "func", factory)  # functools.partial
+
+
+def _hint(factory: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    # `from __future__ import annotations` leaves strings. Only the parameters that a config may
+    # set are evaluated: those the framework gives may be typed by imports for checkers alone.
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        return eval(annotation, vars(sys.modules[_unwrap(factory).__module__]))
+    return annotation
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a YAML value has an annotated type; ints pass as floats, lists as tuples."""
+    if annotation in (Any, inspect.Parameter.empty):
+        return True
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in args)
+    if origin is typing.Literal:
+        return value in args and type(value) in {type(a) for a in args}
+    if origin in (list, tuple):
+        return isinstance(value, list | tuple) and all(fits(v, args[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(v, args[1]) for v in value.values())
+    if annotation is None or annotation is type(None):
+        return value is None
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation)

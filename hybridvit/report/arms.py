@@ -1,0 +1,225 @@
+"""Runs grouped into arms (one config, several seeds), and arms into comparisons."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hybridvit.report.runs import Run, part_name
+from hybridvit.studies.statistics import Difference, paired_difference
+
+# What a study may change to match the cost of two arms; see `_stem_pairs`.
+BUDGET = ("train.epochs", "train.steps", "train.images")
+MAX_LABEL_KEYS = 4
+PIXEL_METRICS = ("logistic_regression", "knn")
+PROBES = ("linear", "knn")
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """Runs that differ in their seed only, in the order of the seeds, whatever their status."""
+
+    label: str
+    runs: tuple[Run, ...]  # one a seed
+    spare: tuple[Run, ...]  # further runs of the same seeds, not counted
+
+    @property
+    def first(self) -> Run:
+        """The run that speaks for the arm: a complete one if there is one."""
+        return next((r for r in self.runs if r.is_complete), self.runs[0])
+
+    @property
+    def is_pixels(self) -> bool:
+        return self.first.kind == "pixels"
+
+    @property
+    def is_supervised(self) -> bool:
+        return self.first.objective == "supervised"
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Results by seed; seeds without the result are left out."""
+        return {r.seed: r.results[metric] for r in self.runs if metric in r.results}
+
+    def metrics(self) -> tuple[str, ...]:
+        """Keys of the primary results: of the test split, or of validation without one."""
+        names = ("accuracy",) if self.is_supervised else PROBES
+        if self.is_pixels:
+            names = PIXEL_METRICS
+        known = {key for run in self.runs for key in run.results}
+        for split, wanted in itertools.product(("test", "val"), (names, ("accuracy",))):
+            keys = tuple(f"{split}/{n}" for n in wanted if f"{split}/{n}" in known)
+            if keys:
+                return keys
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """`arm` minus `other`, seed by seed.
+
+    "stem": hybrid minus pure. "training": trained minus untrained encoder of the same arm.
+    """
+
+    kind: Literal["stem", "training"]
+    arm: Arm
+    other: Arm
+    metric: str
+    seeds: tuple[int, ...]  # that both sides have
+    difference: Difference | None  # none where no seed is on both sides
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return self.arm.runs if self.arm is self.other else self.arm.runs + self.other.runs
+
+
+def group(runs: Sequence[Run]) -> list[Arm]:
+    """Arms in the order in which their first runs come; pixel baselines last."""
+    grouped: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        grouped[_arm_key(run)].append(run)
+    members = sorted(grouped.values(), key=lambda runs: runs[0].kind == "pixels")
+    arms = []
+    for label, group in zip(_labels([m[0] for m in members]), members, strict=True):
+        counted: dict[int, Run] = {}
+        for run in sorted(group, key=lambda r: (r.seed, not r.is_complete)):
+            counted.setdefault(run.seed, run)
+        spare = tuple(r for r in group if counted[r.seed] is not r)
+        arms.append(Arm(label, tuple(counted.values()), spare))
+    return arms
+
+
+def compare(arms: Sequence[Arm]) -> list[Comparison]:
+    """Hybrid against pure stems first, then training against the untrained encoder."""
+    found = []
+    for hybrid, pure in _stem_pairs(arms):
+        shared = [m for m in hybrid.metrics() if m in pure.metrics()]
+        for metric in shared:
+            found.append(
+                _paired("stem", hybrid, pure, metric, hybrid.values(metric), pure.values(metric))
+            )
+    for arm in arms:
+        if arm.is_supervised or arm.is_pixels:
+            continue
+        for metric in arm.metrics():
+            untrained = arm.values(f"untrained/{metric}")
+            if untrained:
+                found.append(_paired("training", arm, arm, metric, arm.values(metric), untrained))
+    return found
+
+
+def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Config keys whose values differ between runs, with one value a run (none: not there).
+
+    The seed is left out, and so is the data root, which is where and not what the data are.
+    """
+    flat = [_flatten(run.config) for run in runs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    rows = {key: [config.get(key) for config in flat] for key in keys}
+    return {
+        key: values
+        for key, values in rows.items()
+        if key not in ("seed", "data.args.root") and len({_canonical(v) for v in values}) > 1
+    }
+
+
+def _paired(
+    kind: Literal["stem", "training"],
+    arm: Arm,
+    other: Arm,
+    metric: str,
+    a: dict[int, float],
+    b: dict[int, float],
+) -> Comparison:
+    seeds = tuple(sorted(a.keys() & b.keys()))
+    difference = paired_difference([a[s] for s in seeds], [b[s] for s in seeds]) if seeds else None
+    return Comparison(kind, arm, other, metric, seeds, difference)
+
+
+def _stem_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    """(hybrid, pure) arms whose configs differ in the stem only.
+
+    Arms without such a partner may be paired across training lengths, because a study that matches
+    FLOPs or seconds sets them by stem; a caveat then says so.
+    """
+    pairs = _pairs_by(arms, leave_out=("stem",))
+    paired = {id(arm) for pair in pairs for arm in pair}
+    rest = [arm for arm in arms if id(arm) not in paired]
+    return pairs + [
+        (hybrid, pure)
+        for hybrid, pure in _pairs_by(rest, leave_out=("stem", *BUDGET))
+        if _differing_axes(hybrid.first, pure.first) <= 1
+    ]
+
+
+def _pairs_by(arms: Iterable[Arm], leave_out: tuple[str, ...]) -> list[tuple[Arm, Arm]]:
+    groups: dict[str, tuple[list[Arm], list[Arm]]] = defaultdict(lambda: ([], []))
+    for arm in arms:
+        is_local = arm.first.is_patch_local
+        if is_local is not None and not arm.is_pixels:
+            groups[_config_key(arm.first, leave_out)][is_local].append(arm)
+    return list(itertools.chain(*(itertools.product(*g) for g in groups.values())))
+
+
+def _differing_axes(a: Run, b: Run) -> int:
+    return sum(_canonical(a.arm.get(k)) != _canonical(b.arm.get(k)) for k in {**a.arm, **b.arm})
+
+
+def _arm_key(run: Run) -> str:
+    if run.kind == "pixels":  # whatever model the config names, pixels do not pass it
+        leave_out: tuple[str, ...] = ("stem", "encoder", "objective", "optim", "train", "plugins")
+        return "pixels" + _config_key(run, leave_out)
+    return "train" + _config_key(run, ())
+
+
+def _config_key(run: Run, leave_out: tuple[str, ...]) -> str:
+    """All of a config but the seed, the data root and the keys below those left out."""
+    left = ("seed", "data.args.root", *leave_out)
+    flat = {
+        key: value
+        for key, value in _flatten(run.config).items()
+        if not any(key == k or key.startswith(k + ".") for k in left)
+    }
+    return _canonical([run.section("code").get("results_version"), sorted(flat.items())])
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """One distinct label for each arm, given by a run of it."""
+    labels = [_short_label(run) for run in runs]
+    for label in {x for x in labels if labels.count(x) > 1}:
+        places = [i for i, x in enumerate(labels) if x == label]
+        differing = list(varying([runs[i] for i in places]).items())[:MAX_LABEL_KEYS]
+        for position, i in enumerate(places):
+            detail = [f"{key}={_plain(values[position])}" for key, values in differing]
+            labels[i] = ", ".join([label, *detail])
+    # Arms of other results versions, or that differ in the fifth key.
+    return [f"{x} [{runs[i].hash}]" if labels.count(x) > 1 else x for i, x in enumerate(labels)]
+
+
+def _short_label(run: Run) -> str:
+    if run.kind == "pixels":
+        return "raw pixels"
+    if run.arm:
+        values = (v if isinstance(v, str) else f"{k}={_plain(v)}" for k, v in run.arm.items())
+        return " / ".join(values)
+    return f"{part_name(run.config, 'stem')} / {run.objective}"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else _canonical(value)
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

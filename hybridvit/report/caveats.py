@@ -1,0 +1,192 @@
+"""What a reader needs to know to doubt the numbers, as sentences."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hybridvit.report.arms import Arm, Comparison
+from hybridvit.report.runs import Run
+from hybridvit.report.tables import rows
+from hybridvit.studies.statistics import MIN_SEEDS
+
+
+def caveats(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> list[str]:
+    """All that holds, the gravest first, each once."""
+    found = [
+        *_unfinished(arms),
+        *_unpaired_seeds(comparisons),
+        *_uneven(comparisons),
+        *_environments(arms, comparisons),
+        *_too_few(arms),
+        *_below_pixels(arms),
+        *_many_claims(comparisons),
+        *_splits(arms),
+        *_notes(arms),
+    ]
+    return list(dict.fromkeys(found))
+
+
+def environment(run: Run) -> dict[str, str]:
+    """What a run was made with, by name: code, packages, machine, data."""
+    code, hardware = run.section("code"), run.section("hardware")
+    named = {
+        "hybridvit": code.get("version"),
+        "commit": code.get("commit"),
+        "Python": run.record.get("python"),
+        "CPU": hardware.get("cpu"),
+        "cores": hardware.get("cores"),
+        "threads": hardware.get("threads"),
+        "GPU": hardware.get("gpu"),
+        "data fingerprint": run.section("data").get("fingerprint"),
+        **run.section("packages"),
+        **{f"plug-in {name}": version for name, version in run.section("plugins").items()},
+    }
+    return {key: "none" if value is None else str(value) for key, value in named.items()}
+
+
+def _unfinished(arms: Sequence[Arm]) -> Iterable[str]:
+    words = {"running": "is not finished", "stopped": "was stopped before its end"}
+    for run in (r for arm in arms for r in arm.runs if not r.is_complete):
+        error = run.record.get("error")
+        why = f" ({str(error)[:200]})" if error else ""
+        what = words.get(run.status, run.status)
+        yield f"Run {run.name} (seed {run.seed}, {run.hash}) {what}{why}; it counts in no number."
+    for arm in arms:
+        if arm.runs and all(r.is_complete for r in arm.runs) and not arm.metrics():
+            yield f"{arm.label} is complete but has no result that this report knows."
+        for run in arm.spare:
+            yield (
+                f"{arm.label} has seed {run.seed} more than once; "
+                f"{run.path} ({run.hash}) counts in no number."
+            )
+
+
+def _unpaired_seeds(comparisons: Sequence[Comparison]) -> Iterable[str]:
+    for c in comparisons:
+        sides = [(c.arm.label, c.arm.values(c.metric))]
+        if c.kind == "stem":
+            sides.append((c.other.label, c.other.values(c.metric)))
+        else:
+            sides.append((f"the untrained {c.arm.label}", c.arm.values(f"untrained/{c.metric}")))
+        seeds = sorted({seed for _, values in sides for seed in values})
+        for label, values in sides:
+            missing = [str(s) for s in seeds if s not in values]
+            if missing:
+                used = ", ".join(map(str, c.seeds)) or "none"
+                yield (
+                    f"Seed {', '.join(missing)} is missing from {label} ({c.metric}); "
+                    f"the comparison uses the seeds that both sides have: {used}."
+                )
+
+
+def _uneven(comparisons: Sequence[Comparison]) -> Iterable[str]:
+    for c in comparisons:
+        if c.kind != "stem":
+            continue
+        a, b = c.arm.first, c.other.first
+        pairs: tuple[tuple[str, Any, Any], ...] = (
+            ("tokens", a.tokens, b.tokens),
+            ("pixels per token side (stride)", a.patch_px, b.patch_px),
+            ("epochs", _epochs(a), _epochs(b)),
+            ("training images", a.images, b.images),
+        )
+        uneven = [f"{x} and {y} {what}" for what, x, y in pairs if x != y and None not in (x, y)]
+        if uneven:
+            yield (
+                f"{c.arm.label} and {c.other.label} have {'; '.join(uneven)}: "
+                "their difference is not the stem's alone."
+            )
+        if a.flops and b.flops and abs(math.log(a.flops / b.flops)) > math.log(1.1):
+            yield (
+                f"{c.arm.label} takes {a.flops / b.flops:.2g} times the forward FLOPs per image "
+                f"of {c.other.label}."
+            )
+
+
+def _epochs(run: Run) -> Any:
+    train = run.config.get("train")
+    return train.get("epochs") if isinstance(train, dict) else None
+
+
+def _environments(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> Iterable[str]:
+    """Differences within one comparison, or among the seeds of one arm."""
+    differing: dict[str, Counter[str]] = {}
+    for runs in (*(c.runs for c in comparisons), *(arm.runs for arm in arms)):
+        made_with = [environment(run) for run in runs if run.is_complete]
+        for key in dict.fromkeys(k for env in made_with for k in env):
+            values = Counter(env.get(key, "none") for env in made_with)
+            if len(values) > 1:
+                differing[key] = differing.get(key, Counter()) | values
+    for key, values in differing.items():
+        shown = ", ".join(f"{v[:40]} ({n})" for v, n in values.most_common(6))
+        yield f"Runs that are compared differ in {key} (runs each): {shown}."
+    dirty = [r for arm in arms for r in arm.runs if r.section("code").get("dirty") is True]
+    if dirty:
+        were = "One run was" if len(dirty) == 1 else f"{len(dirty)} runs were"
+        yield f"{were} made with uncommitted changes, so the commit does not tell the code."
+
+
+def _too_few(arms: Sequence[Arm]) -> Iterable[str]:
+    few = [row for row in rows(arms) if row.result and row.result.n < MIN_SEEDS]
+    labels = list(dict.fromkeys(r.arm.label for r in few if not r.arm.is_pixels))
+    if labels:
+        yield f"Fewer than three seeds, hence no interval: {'; '.join(labels)}."
+
+
+def _below_pixels(arms: Sequence[Arm]) -> Iterable[str]:
+    scored = [row for row in rows(arms) if row.result and row.metric]
+    baselines = [(r.metric, r.result.mean) for r in scored if r.arm.is_pixels and r.result]
+    if not baselines:
+        return
+    metric, best = max(baselines, key=lambda b: b[1])
+    below = [
+        f"{row.arm.label} ({row.metric}, {row.result} %)"
+        for row in scored
+        if row.result and not row.arm.is_pixels and row.result.mean <= best
+    ]
+    if below:
+        yield f"Not above {metric} on raw pixels ({100 * best:.1f} %): {'; '.join(below)}."
+
+
+def _many_claims(comparisons: Sequence[Comparison]) -> Iterable[str]:
+    claims = sum(1 for c in comparisons if c.difference and c.difference.low is not None)
+    if claims > 1:
+        yield (
+            f"{claims} intervals are on this page, each at 95 % and none corrected for the others: "
+            "if nothing made a difference, about one in twenty would still leave out zero."
+        )
+
+
+def _splits(arms: Sequence[Arm]) -> Iterable[str]:
+    runs = [r for arm in arms for r in arm.runs]
+    for run in runs:
+        if any(key.startswith("test/") for entry in run.metrics for key in entry):
+            yield (
+                f"Run {run.name} (seed {run.seed}, {run.hash}) scored the test split during "
+                "training; it is no untouched test split then."
+            )
+    metrics = [m for arm in arms for m in arm.metrics()]
+    if any(m.startswith("val/") for m in metrics):
+        yield "Results named val/ are of the validation split, which training may have looked at."
+    tested = [a for a in arms if not a.is_pixels and any(m[:5] == "test/" for m in a.metrics())]
+    if len(tested) > 1:
+        yield (
+            f"The same test split scores {len(tested)} arms: the best number among them, taken "
+            "alone, is too good."
+        )
+    size = arms[0].first.section("data").get("test") if arms else None
+    if tested and isinstance(size, int) and not isinstance(size, bool) and 0 < size < 10_000:
+        yield (
+            f"The test split has {size} images, one of them {100 / size:.2g} points; the intervals "
+            "cover seeds and training, not the choice of test images."
+        )
+
+
+def _notes(arms: Sequence[Arm]) -> Iterable[str]:
+    for run in (r for arm in arms for r in arm.runs):
+        notes = run.section("data").get("notes")
+        yield from (f"Data: {n}" for n in (notes if isinstance(notes, list) else ()) if n)
+        yield from (f"{note}." for note in run.notes)

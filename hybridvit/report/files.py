@@ -1,0 +1,82 @@
+"""The report as Markdown, CSV and LaTeX, escaped for each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+from hybridvit.report.page import Report
+from hybridvit.report.tables import HEADINGS
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+}
+MARKDOWN = re.compile(r"([\\`*_\[\]#|~<>&])")
+
+
+def markdown(report: Report) -> str:
+    """Answer, table, caveats and runs."""
+    lines = [f"# {_md(report.title)}", ""]
+    if report.question:
+        lines += [_md(report.question), ""]
+    lines += [f"{_md(report.facts)}.", "", "## Answer", ""]
+    lines += [_md(sentence) + "\n" for sentence in report.headline]
+    lines += [f"- {_md(subject)}: **{_md(words)}**" for subject, words in report.verdicts]
+    if report.hint:
+        lines += ["", f"{_md(report.hint)} {_md(report.longer or '')}"]
+    lines += ["", "## Results", "", *_table(HEADINGS, [row.cells() for row in report.rows])]
+    if report.caveats:
+        lines += ["", "## What to doubt", "", *(f"- {_md(c)}" for c in report.caveats)]
+    runs: list[tuple[str, ...]] = [
+        (report.relative(run.path), label, str(run.seed), run.status, run.hash)
+        for label, run in report.labelled_runs
+    ]
+    lines += ["", "## Runs", "", *_table(("run", "arm", "seed", "status", "hash"), runs)]
+    return "\n".join(lines) + "\n"
+
+
+def results_csv(report: Report) -> str:
+    """A line for each run and result, fractions in full precision; an empty one without results."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("run", "hash", "seed", "arm", "status", "metric", "value"))
+    for label, run in report.labelled_runs:
+        for metric, value in run.results.items() or (("", None),):
+            texts = [report.relative(run.path), run.hash, run.seed, label, run.status, metric]
+            number = "" if value is None else repr(value)
+            writer.writerow([*(_cell(t) if isinstance(t, str) else t for t in texts), number])
+    return file.getvalue()
+
+
+def latex(report: Report) -> str:
+    """The main table as a `tabular` without packages."""
+    lines = [r"\begin{tabular}{ll" + "r" * (len(HEADINGS) - 2) + "}", r"\hline"]
+    lines += [" & ".join(map(_tex, HEADINGS)) + r" \\", r"\hline"]
+    lines += [" & ".join(_tex(c) or "--" for c in row.cells()) + r" \\" for row in report.rows]
+    return "\n".join([*lines, r"\hline", r"\end{tabular}"]) + "\n"
+
+
+def _md(text: str) -> str:
+    return MARKDOWN.sub(r"\\\1", text)
+
+
+def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    lines = [headings, tuple("---" for _ in headings), *(tuple(map(_md, r)) for r in rows)]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def _cell(text: str) -> str:
+    # A spreadsheet takes a text that starts like this for a formula and runs it.
+    return "'" + text if text.startswith(("=", "+", "-", "@")) else text
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(c, c) for c in text)

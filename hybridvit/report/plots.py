@@ -1,0 +1,260 @@
+"""Plots as plain data, which the page's one static script hands to plotly.
+
+Colours are numbers here and become colours in the browser, which knows whether the reader's
+scheme is light or dark. Plotly reads a subset of HTML in every text, so names are escaped.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from hybridvit.report.arms import Arm
+from hybridvit.report.runs import Run
+from hybridvit.report.tables import Row, shorten
+from hybridvit.studies.statistics import mean_interval
+
+# Colours and symbols have no common cycle below 56 arms; each symbol with its glyph in the key.
+COLOURS = 7
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
+GLYPHS = ("●", "■", "◆", "▲", "▼", "✚", "✖", "★")
+DASHES = ("solid", "dash", "dashdot", "longdash")
+MAX_POINTS = 300  # of one learning curve
+ROW_PX = 58
+
+Plot = dict[str, Any]
+# Axes on which cost is shown: heading, and what it is of a run.
+COSTS: tuple[tuple[str, Callable[[Run], float | None]], ...] = (
+    ("forward GFLOPs per image", lambda r: None if r.flops is None else r.flops / 1e9),
+    ("parameters", lambda r: r.parameters),
+    ("training seconds", lambda r: r.train_seconds),
+    ("training images seen", lambda r: r.images),
+)
+
+
+def plots(arms: Sequence[Arm], rows: Sequence[Row]) -> list[Plot]:
+    """All plots for which there are numbers: `id`, `title`, `note`, `height`, plotly data."""
+    made = [_results(arms, rows), *_costs(arms, rows), *_curves(arms)]
+    return [plot for plot in made if plot["data"]]
+
+
+def key(arms: Sequence[Arm]) -> list[tuple[int, str, str]]:
+    """Colour number, glyph and label of every arm with a model and something to plot."""
+    return [
+        (i % COLOURS, GLYPHS[i % len(GLYPHS)], arm.label)
+        for i, arm in enumerate(arms)
+        if not arm.is_pixels and any(run.results or run.metrics for run in arm.runs)
+    ]
+
+
+def _results(arms: Sequence[Arm], rows: Sequence[Row]) -> Plot:
+    """A line for each row of the table: every seed, mean and interval, untrained encoder."""
+    data: list[Plot] = []
+    notes = []
+    scored = [row for row in rows if row.result and row.metric]
+    for y, row in enumerate(reversed(scored)):
+        assert row.metric
+        data += _result_traces(row, y, arms.index(row.arm))
+        notes.append(_label(f"{shorten(row.arm.label, 34)}  {row.metric}", y + 0.42))
+    return {
+        "id": "plot-results",
+        "title": "Every seed",
+        "note": "One line for each arm and metric. Small symbols: the seeds. Large symbol and bar: "
+        "their mean and 95 % t interval (from three seeds on). Hollow: the untrained encoder.",
+        "height": ROW_PX * len(scored) + 60,
+        "data": data,
+        "layout": {
+            "xaxis": {"title": {"text": "result, %"}},
+            "yaxis": {"range": [-0.5, len(scored) - 0.3], "visible": False},
+            "annotations": notes,
+        },
+    }
+
+
+def _result_traces(row: Row, y: int, i: int) -> list[Plot]:
+    assert row.metric
+    assert row.result
+    traces = []
+    untrained = row.arm.values(f"untrained/{row.metric}")
+    if untrained:
+        traces.append(_points(untrained, y, i, "untrained, ", hollow=True))
+    values = row.arm.values(row.metric)
+    traces.append(_points(values, y, i, ""))
+    interval = mean_interval(list(values.values()))
+    spoken = f"{_safe(row.arm.label)}<br>mean {row.result} %"
+    if interval:
+        spoken += f"<br>95 % interval [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    mean = _trace([100 * row.result.mean], [y - 0.17], i, [spoken], size=11)
+    if interval:
+        half = 100 * (interval[1] - row.result.mean)
+        mean["error_x"] = {"type": "data", "array": [half], "c": i % COLOURS, "thickness": 2}
+    return [*traces, mean]
+
+
+def _points(values: dict[int, float], y: float, i: int, what: str, hollow: bool = False) -> Plot:
+    text = [f"{what}seed {seed}: {100 * v:.2f} %" for seed, v in values.items()]
+    xs = [100 * v for v in values.values()]
+    trace = _trace(xs, [y + 0.08] * len(xs), i, text, size=7, hollow=hollow)
+    trace["marker"]["opacity"] = 0.75
+    return trace
+
+
+def _costs(arms: Sequence[Arm], rows: Sequence[Row]) -> Iterable[Plot]:
+    """Result against each cost, a plot for each metric; the cost is chosen on the page."""
+    for metric in dict.fromkeys(row.metric for row in rows if row.metric):
+        shown = [r for r in rows if r.metric == metric and not r.arm.is_pixels and r.result]
+        runs = [(r.arm, [run for run in r.arm.runs if metric in run.results]) for r in shown]
+        axes = []
+        for title, cost in COSTS:
+            xs = [[cost(run) for run in seeds] for _, seeds in runs]
+            if runs and all(x is not None for seeds in xs for x in seeds):
+                axes.append({"title": title, "xs": xs})
+        if not axes:
+            continue
+        data = []
+        for arm, seeds in runs:
+            text = [f"{_safe(arm.label)}<br>seed {run.seed}" for run in seeds]
+            ys = [100 * run.results[metric] for run in seeds]
+            data.append(_trace([], ys, arms.index(arm), text, size=9))
+        yield {
+            "id": f"plot-cost-{_slug(metric)}",
+            "title": f"{metric} against cost",
+            "note": "One symbol for each seed.",
+            "height": 360,
+            "data": data,
+            "axes": axes,
+            "layout": {"yaxis": {"title": {"text": f"{metric}, %"}}, "hovermode": "closest"},
+        }
+
+
+def _curves(arms: Sequence[Arm]) -> Iterable[Plot]:
+    """Training loss for each objective (losses do not compare across them), then validation."""
+    trained = [arm for arm in arms if not arm.is_pixels]
+    for objective in dict.fromkeys(arm.first.objective for arm in trained):
+        chosen = [arm for arm in trained if arm.first.objective == objective]
+        yield _curve(
+            arms,
+            chosen,
+            "train/loss",
+            title=f"Training loss, {objective}",
+            reference="train/target_entropy",
+            note="Dotted: the entropy of the targets, which guessing their frequencies reaches.",
+        )
+        if _has(chosen, "train/constant_guess_accuracy"):
+            yield _curve(
+                arms,
+                chosen,
+                "train/accuracy",
+                title=f"Training accuracy, {objective}",
+                reference="train/constant_guess_accuracy",
+                note="Dotted: always guessing the most frequent target.",
+                scale=100,
+            )
+    for metric in ("val/accuracy", "val/linear", "val/knn"):
+        yield _curve(arms, trained, metric, title=f"Validation: {metric}", scale=100)
+
+
+def _curve(
+    arms: Sequence[Arm],
+    chosen: Sequence[Arm],
+    metric: str,
+    *,
+    title: str,
+    reference: str | None = None,
+    note: str = "",
+    scale: float = 1,
+) -> Plot:
+    data = []
+    for arm in chosen:
+        i = arms.index(arm)
+        for run in arm.runs:
+            xs, ys = _series(run, metric)
+            if not xs:
+                continue
+            text = f"{_safe(arm.label)}<br>seed {run.seed}"
+            trace = _trace(xs, [scale * y for y in ys], i, [text] * len(xs), size=0)
+            trace["mode"] = "lines+markers"
+            trace["line"] = {"c": i % COLOURS, "width": 1.5, "dash": DASHES[i % len(DASHES)]}
+            trace["marker"]["size"] = [0] * (len(xs) - 1) + [8]  # the arm's symbol, at the end
+            data.append(trace)
+        xs, ys = _series(arm.first, reference) if reference else ([], [])
+        if xs:
+            text = f"{_safe(arm.label)}<br>{reference}"
+            guess = _trace(xs, [scale * y for y in ys], i, [text] * len(xs), size=0)
+            data.append(
+                {**guess, "mode": "lines", "line": {"c": i % COLOURS, "width": 1, "dash": "dot"}}
+            )
+    has_reference = reference is not None and _has(chosen, reference)
+    unit = ", %" if scale == 100 else ""
+    return {
+        "id": f"plot-{_slug(title)}",
+        "title": title,
+        "note": "One line for each seed. " + (note if has_reference else ""),
+        "height": 340,
+        "data": data,
+        "layout": {
+            "xaxis": {"title": {"text": "epoch" if _by_epoch(chosen) else "step"}},
+            "yaxis": {"title": {"text": _safe(metric) + unit}},
+        },
+    }
+
+
+def _series(run: Run, metric: str) -> tuple[list[float], list[float]]:
+    """Where and what a run logged of a metric, thinned evenly, the last entry kept."""
+    entries = [e for e in run.metrics if metric in e]
+    stride = max(1, -(-len(entries) // MAX_POINTS))
+    kept = entries[::-1][::stride][::-1]
+    return [e.get("epoch", e["step"]) for e in kept], [e[metric] for e in kept]
+
+
+def _has(arms: Sequence[Arm], metric: str) -> bool:
+    return any(metric in e for arm in arms for run in arm.runs for e in run.metrics)
+
+
+def _by_epoch(arms: Sequence[Arm]) -> bool:
+    return _has(arms, "epoch")
+
+
+def _trace(
+    xs: Sequence[Any],
+    ys: Sequence[float],
+    i: int,
+    text: Sequence[str],
+    *,
+    size: float,
+    hollow: bool = False,
+) -> Plot:
+    symbol = SYMBOLS[i % len(SYMBOLS)] + ("-open" if hollow else "")
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": list(xs),
+        "y": list(ys),
+        "text": list(text),
+        "hovertemplate": "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>"
+        if size in (0, 9)
+        else "%{text}<extra></extra>",
+        "marker": {"symbol": symbol, "size": size, "c": i % COLOURS},
+    }
+
+
+def _label(text: str, y: float) -> Plot:
+    return {
+        "text": _safe(text),
+        "x": 0,
+        "xref": "paper",
+        "xanchor": "left",
+        "y": y,
+        "yanchor": "middle",
+        "showarrow": False,
+        "align": "left",
+    }
+
+
+def _safe(text: str) -> str:
+    return html.escape(text, quote=False)
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower()).strip("-")

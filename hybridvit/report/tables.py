@@ -1,0 +1,234 @@
+"""Rows of the main table, comparisons in words, and the two as plain text."""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hybridvit.report.arms import Arm, Comparison
+from hybridvit.studies.statistics import Difference, mean_std
+
+WIDTH = 120  # columns of the plain-text table
+HEADINGS = (
+    "arm",
+    "metric",
+    "n",
+    "result, %",
+    "untrained, %",
+    "tokens",
+    "params",
+    "GFLOPs",
+    "img/s",
+)
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation over n seeds."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    def __str__(self) -> str:
+        """In per cent, with one decimal."""
+        std = "" if self.std is None else f" ± {100 * self.std:.1f}"
+        return f"{100 * self.mean:.1f}{std}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm under one metric; none where an arm has no such number."""
+
+    arm: Arm
+    metric: str | None
+    result: Spread | None
+    untrained: Spread | None
+    images_per_second: float | None  # median over seeds
+
+    def cells(self) -> tuple[str, ...]:
+        """Texts under `HEADINGS`; empty where there is no number."""
+        run = self.arm.first
+        return (
+            self.arm.label,
+            self.metric or "",
+            str(self.result.n) if self.result else "0",
+            str(self.result) if self.result else "no result",
+            str(self.untrained) if self.untrained else "",
+            "" if run.tokens is None else str(run.tokens),
+            "" if run.parameters is None else quantity(run.parameters),
+            "" if run.flops is None else f"{run.flops / 1e9:.3g}",
+            "" if self.images_per_second is None else f"{self.images_per_second:,.0f}",
+        )
+
+
+def rows(arms: Sequence[Arm]) -> list[Row]:
+    """A row for each arm and primary metric, in the order of the arms."""
+    found = []
+    for arm in arms:
+        speeds = [r.images_per_second for r in arm.runs if r.images_per_second is not None]
+        speed = statistics.median(speeds) if speeds and not arm.is_pixels else None
+        for metric in arm.metrics() or (None,):
+            result = _spread(arm, metric) if metric else None
+            untrained = _spread(arm, f"untrained/{metric}") if metric else None
+            found.append(Row(arm, metric, result, untrained, speed))
+    return found
+
+
+def quantity(value: float) -> str:
+    """A count with three digits and k, M or G."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def in_words(comparison: Comparison) -> str:
+    """What the seeds allow to say of a comparison, in percentage points."""
+    d = comparison.difference
+    if d is None:
+        return "not compared: no seed has a result on both sides"
+    return _stem_words(d) if comparison.kind == "stem" else _training_words(d)
+
+
+def subject(comparison: Comparison) -> str:
+    """What is compared, in words."""
+    if comparison.kind == "stem":
+        return f"{comparison.arm.label} against {comparison.other.label}, {comparison.metric}"
+    return f"{comparison.arm.label} against its untrained encoder, {comparison.metric}"
+
+
+def headline(comparisons: Sequence[Comparison]) -> list[str]:
+    """The comparisons counted by verdict: one sentence on stems, one on training."""
+    sentences = []
+    stems = [c.difference.verdict for c in comparisons if c.kind == "stem" and c.difference]
+    if stems:
+        parts = [
+            f"{words} in {stems.count(verdict)}"
+            for verdict, words in (
+                ("better", "hybrid is better"),
+                ("worse", "hybrid is worse"),
+                ("not distinguishable", "the two are not distinguishable"),
+                ("no interval", "there are too few seeds for an interval"),
+                ("no spread", "there is no spread over seeds, hence no interval,"),
+            )
+            if verdict in stems
+        ]
+        sentences.append(f"Hybrid against pure stem, {_plural(len(stems))}: {', '.join(parts)}.")
+    else:
+        sentences.append(
+            "No two arms with results differ in a pure against a hybrid stem alone, "
+            "so nothing here says which is better."
+        )
+    trainings = [c.difference.verdict for c in comparisons if c.kind == "training" and c.difference]
+    if trainings:
+        sentences.append(
+            f"Training against the untrained encoder, {_plural(len(trainings))}: "
+            f"shown to help in {trainings.count('better')}."
+        )
+    return sentences
+
+
+def not_beaten(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Training that is not shown to beat the untrained encoder: its interval reaches zero."""
+    return [
+        c
+        for c in comparisons
+        if c.kind == "training" and c.difference and c.difference.verdict != "better"
+    ]
+
+
+def longer_hint(comparisons: Sequence[Comparison], longer: str | None) -> str | None:
+    """What leads in the command for a longer run, where training is not shown to help."""
+    if longer is None or not not_beaten(comparisons):
+        return None
+    return "Training may have been too short to show anything; a longer run:"
+
+
+def plain_text(
+    rows: Sequence[Row], comparisons: Sequence[Comparison], caveats: Sequence[str], hint: str | None
+) -> str:
+    """The table for a terminal: aligned, at most `WIDTH` columns, verdicts and caveats below."""
+    table = [HEADINGS, *(row.cells() for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(HEADINGS))]
+    others = sum(widths[1:]) + 2 * (len(widths) - 1)
+    widths[0] = max(min(widths[0], WIDTH - others), 8)
+    lines = []
+    for cells in table:
+        label = shorten(cells[0], widths[0]).ljust(widths[0])
+        metric = cells[1].ljust(widths[1])
+        numbers = (c.rjust(w) for c, w in zip(cells[2:], widths[2:], strict=True))
+        lines.append("  ".join((label, metric, *numbers)).rstrip())
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    verdicts = [f"- {subject(c)}: {in_words(c)}" for c in comparisons]
+    for block in (headline(comparisons), verdicts, [f"Caveat: {c}" for c in caveats]):
+        if block:
+            lines.append("")
+        lines += [part for text in block for part in _wrap(text)]
+    if hint:
+        lines += ["", hint]  # not wrapped: a command is there to be copied
+    return "\n".join(lines) + "\n"
+
+
+def shorten(text: str, width: int) -> str:
+    """The text within a width, its middle left out: ends tell arms apart."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _spread(arm: Arm, metric: str) -> Spread | None:
+    values = list(arm.values(metric).values())
+    return Spread(*mean_std(values), len(values)) if values else None
+
+
+def _stem_words(d: Difference) -> str:
+    size, interval = _points(d)
+    if d.verdict in ("better", "worse"):
+        return f"hybrid is {d.verdict} by {size.lstrip('+-')} points {interval}, n = {d.n}"
+    if d.verdict == "not distinguishable":
+        return f"not distinguishable at n = {d.n} (hybrid {size} points {interval})"
+    if d.verdict == "no interval":
+        return f"no interval below three seeds (hybrid {size} points, n = {d.n})"
+    return f"hybrid {size} points at every one of {d.n} seeds: no spread, hence no interval"
+
+
+def _training_words(d: Difference) -> str:
+    size, interval = _points(d)
+    if d.verdict == "better":
+        return f"training is better by {size.lstrip('+')} points {interval}, n = {d.n}"
+    if d.verdict == "worse":
+        return (
+            f"training does not beat the untrained encoder: it is worse by {size.lstrip('-')} "
+            f"points {interval}, n = {d.n}"
+        )
+    if d.verdict == "not distinguishable":
+        return (
+            f"training does not beat the untrained encoder: not distinguishable at n = {d.n} "
+            f"({size} points {interval})"
+        )
+    why = "no interval below three seeds"
+    if d.verdict == "no spread":
+        why = "all seeds differ by the same amount, hence no interval"
+    return f"training is not shown to beat the untrained encoder: {why} ({size} points, n = {d.n})"
+
+
+def _points(d: Difference) -> tuple[str, str]:
+    """Mean and interval in percentage points, with so many decimals that no end reads as zero."""
+    ends = [100 * x for x in (d.mean, d.low, d.high) if x]
+    decimals = next((k for k in (1, 2, 3) if all(round(x, k) for x in ends)), 3)
+    interval = ""
+    if d.low is not None and d.high is not None:
+        interval = f"[{100 * d.low:.{decimals}f}, {100 * d.high:.{decimals}f}]"
+    return f"{100 * d.mean:+.{decimals}f}", interval
+
+
+def _plural(n: int) -> str:
+    return "one comparison" if n == 1 else f"{n} comparisons"

@@ -1,0 +1,128 @@
+"""Tokens from a feature map of any timm backbone."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridvit.contracts import Stem, Tokens
+from hybridvit.patches import check_divides
+
+
+def timm_stem(
+    *,
+    dim: int,
+    backbone: str = "resnet26d",
+    level: int = 4,
+    patch: int = 1,
+    pretrained: bool = False,
+) -> FeatureMapStem:
+    """Feature map of any timm backbone, by name and level.
+
+    Args:
+        backbone: a name that `timm.list_models()` shows.
+        level: index of the feature map; for ResNets level k has stride 2^(k+1).
+        patch: side of a patch on the feature map.
+        pretrained: load timm's weights (downloads them).
+
+    Raises:
+        ValueError: unknown backbone, no feature maps, no such level, or a backbone that takes
+            images of one size only.
+    """
+    if patch < 1:
+        raise ValueError(f"stem 'timm': patch={patch} must be at least 1")
+    try:
+        network = create_timm(backbone, pretrained, features_only=True, out_indices=(level,))
+        proj = nn.Conv2d(network.feature_info.channels()[-1], dim, patch, patch)
+        nn.init.trunc_normal_(proj.weight, std=proj.weight[0].numel() ** -0.5)
+        nn.init.zeros_(proj.bias)  # type: ignore[arg-type]  # Conv2d types it as optional
+        return FeatureMapStem(network, proj)
+    except ValueError as error:
+        raise ValueError(f"stem 'timm': {error} (backbone={backbone!r}, level={level})") from error
+
+
+def create_timm(name: str, pretrained: bool, **args: Any) -> Any:
+    """`timm.create_model`, with the error of an unknown name or a failed download in one line.
+
+    Raises:
+        ValueError: timm has no such model, refuses the arguments, or cannot load its weights.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise ValueError(f"timm has no model {name!r}{hint}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, **args)
+    except Exception as error:  # timm, its hub and the network each raise types of their own
+        reason = (
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        )
+        what = "load the pretrained weights of" if pretrained else "make"
+        raise ValueError(f"timm could not {what} {name!r} ({reason})") from error
+
+
+class FeatureMapStem(Stem):
+    """A network's last feature map, projected to tokens.
+
+    Args:
+        backbone: (B, 3, H, W) to a feature map (B, C, H', W'), or a list of them.
+        proj: (B, C, H', W') to (B, D, h, w): a convolution over patches of the feature map, or
+            nothing where C is D already.
+        size: side of the square image with which the backbone's stride is measured.
+
+    The stride is measured, not assumed: names such as "r_s16_p8" do not tell it.
+
+    Raises:
+        ValueError: a backbone that does not map images of that size to a feature map.
+    """
+
+    def __init__(self, backbone: nn.Module, proj: nn.Conv2d | nn.Identity, size: int = 256) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.proj = proj
+        self.couples_batch = any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules()
+        )
+        # The projection's share is not measured: it would drop the rest of a map that it does not
+        # divide, and so look like a larger stride.
+        self.patch_px = self._measure_stride(size)
+        if isinstance(proj, nn.Conv2d):
+            self.patch_px *= proj.stride[0]
+
+    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
+        check_divides(images, self.patch_px)
+        x: Tensor = self.proj(self._features(images))
+        return Tokens(x.flatten(2).mT, (x.shape[-2], x.shape[-1]))
+
+    def _features(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)
+        x: Tensor = features[-1] if isinstance(features, list | tuple) else features
+        return x
+
+    def _measure_stride(self, size: int) -> int:
+        modes = [(module, module.training) for module in self.backbone.modules()]
+        image = next(self.backbone.parameters()).new_zeros(1, 3, size, size)
+        self.backbone.eval()
+        try:
+            with torch.no_grad():
+                shape = tuple(self._features(image).shape)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"a stem needs a backbone that takes images of any size, and this one refuses "
+                f"{size} x {size} px ({str(error).splitlines()[0]})"
+            ) from error
+        finally:
+            for module, training in modes:
+                module.training = training
+        channels = self.proj.in_channels if isinstance(self.proj, nn.Conv2d) else shape[1]
+        if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3] or size % shape[3]:
+            raise ValueError(
+                f"the backbone maps {size} x {size} px to {shape}; a stem needs a feature map "
+                f"(B, C, h, w) whose side divides the image's"
+            )
+        return size // shape[3]

@@ -1,0 +1,301 @@
+import math
+from pathlib import Path
+
+import pytest
+from run_directories import write_run
+
+from hybridvit.report import find_runs, text_table
+from hybridvit.report.arms import Comparison, compare, group
+from hybridvit.report.caveats import caveats
+from hybridvit.report.tables import in_words, rows
+
+PURE = [0.900, 0.909, 0.904]
+HYBRID = [0.920, 0.930, 0.925]
+
+
+def write_pair(root: Path, pure: list[float] = PURE, hybrid: list[float] = HYBRID) -> None:
+    for stem, values in (("linear", pure), ("conv", hybrid)):
+        for seed, value in enumerate(values):
+            write_run(root, stem, seed=seed, results={"test/accuracy": value})
+
+
+def compared(root: Path) -> list[Comparison]:
+    return compare(group(find_runs([root])))
+
+
+def caveats_of(root: Path) -> str:
+    arms = group(find_runs([root]))
+    return "\n".join(caveats(arms, compare(arms)))
+
+
+def test_table_has_the_hand_computed_numbers(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    table = {row.arm.label: row.cells() for row in rows(group(find_runs([tmp_path])))}
+    # mean 0.90433, deviations -.00433, .00467, -.00033: sd sqrt(4.0667e-5 / 2) = 0.00451
+    assert table["linear / supervised"] == (
+        "linear / supervised", "test/accuracy", "3", "90.4 ± 0.5", "",
+        "16", "1.23 M", "2.35", "401",
+    )  # fmt: skip
+    assert table["conv / supervised"][3] == "92.5 ± 0.5"
+
+
+def test_hybrid_against_pure_is_paired_by_seed(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    (comparison,) = compared(tmp_path)
+    assert comparison.arm.label == "conv / supervised"
+    assert comparison.other.label == "linear / supervised"
+    assert comparison.seeds == (0, 1, 2)
+    # differences 2.0, 2.1, 2.1 points: mean 2.0667, sd 0.057735, t(2) = 4.303
+    half = 4.303 * 0.057735 / math.sqrt(3)
+    assert in_words(comparison) == (
+        f"hybrid is better by 2.1 points [{2.0667 - half:.1f}, {2.0667 + half:.1f}], n = 3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pure", "hybrid", "words"),
+    [
+        (HYBRID, PURE, "hybrid is worse by 2.1 points [-2.2, -1.9], n = 3"),
+        (
+            [0.91, 0.93, 0.92],
+            [0.92, 0.90, 0.95],
+            "not distinguishable at n = 3 (hybrid +0.3 points [-7.3, 7.9])",
+        ),
+        ([0.9, 0.91], [0.93, 0.93], "no interval below three seeds (hybrid +2.5 points, n = 2)"),
+        ([0.9], [0.93], "no interval below three seeds (hybrid +3.0 points, n = 1)"),
+        (
+            [0.5, 0.6, 0.7],
+            [0.6, 0.7, 0.8],
+            "hybrid +10.0 points at every one of 3 seeds: no spread, hence no interval",
+        ),
+        (
+            [0.9000, 0.9000, 0.9001],
+            [0.9010, 0.9006, 0.9009],
+            "hybrid is better by 0.08 points [0.03, 0.13], n = 3",  # 0.0 would not read as better
+        ),
+    ],
+)
+def test_words(tmp_path: Path, pure: list[float], hybrid: list[float], words: str) -> None:
+    write_pair(tmp_path, pure, hybrid)
+    (comparison,) = compared(tmp_path)
+    assert in_words(comparison) == words
+
+
+def test_seeds_missing_on_one_side(tmp_path: Path) -> None:
+    write_pair(tmp_path, PURE, HYBRID[:2])
+    write_run(tmp_path, "conv", seed=7, results={"test/accuracy": 0.1})
+    (comparison,) = compared(tmp_path)
+    assert comparison.seeds == (0, 1)
+    assert comparison.difference is not None
+    assert comparison.difference.mean == pytest.approx((0.020 + 0.021) / 2)
+    assert in_words(comparison).startswith("no interval below three seeds (hybrid +2.")
+    text = caveats_of(tmp_path)
+    assert "Seed 2 is missing from conv / supervised" in text
+    assert "Seed 7 is missing from linear / supervised" in text
+
+
+def test_no_seed_in_common(tmp_path: Path) -> None:
+    write_run(tmp_path, "linear", seed=0, results={"test/accuracy": 0.5})
+    write_run(tmp_path, "conv", seed=1, results={"test/accuracy": 0.6})
+    (comparison,) = compared(tmp_path)
+    assert in_words(comparison) == "not compared: no seed has a result on both sides"
+
+
+def test_diverged_runs_count_in_no_number(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    record = {"status": "diverged", "error": "loss is nan at step 30"}
+    write_run(tmp_path, "conv", seed=3, record=record)
+    write_run(tmp_path, "resnet", seed=0, record={"status": "running"})
+    table = {row.arm.label: row.cells() for row in rows(group(find_runs([tmp_path])))}
+    assert table["conv / supervised"][2:4] == ("3", "92.5 ± 0.5")
+    assert table["resnet / supervised"][2:4] == ("0", "no result")
+    text = caveats_of(tmp_path)
+    assert "Run conv-supervised (seed 3," in text
+    assert "diverged (loss is nan at step 30); it counts in no number." in text
+    assert "Run resnet-supervised" in text
+
+
+def test_single_seed_has_no_spread(tmp_path: Path) -> None:
+    write_run(tmp_path, results={"test/accuracy": 0.5})
+    (row,) = rows(group(find_runs([tmp_path])))
+    assert row.cells()[2:4] == ("1", "50.0")
+    assert "Fewer than three seeds, hence no interval: linear / supervised." in caveats_of(tmp_path)
+
+
+def write_masked(root: Path, stem: str, trained: list[float], untrained: list[float]) -> None:
+    for seed, (a, b) in enumerate(zip(trained, untrained, strict=True)):
+        results = {"test/linear": a, "test/knn": a - 0.01, "untrained/test/linear": b}
+        results["untrained/test/knn"] = b - 0.02
+        write_run(root, stem, "mae", seed, results)
+
+
+def test_training_against_the_untrained_encoder(tmp_path: Path) -> None:
+    write_masked(tmp_path, "linear", [0.80, 0.81, 0.805], [0.70, 0.71, 0.70])
+    write_masked(tmp_path, "conv", [0.70, 0.75, 0.72], [0.71, 0.73, 0.74])
+    found = {(c.kind, c.arm.label, c.metric): in_words(c) for c in compared(tmp_path)}
+    assert set(found) == {
+        (kind, label, metric)
+        for kind, label in (
+            ("stem", "conv / mae"),
+            ("training", "conv / mae"),
+            ("training", "linear / mae"),
+        )
+        for metric in ("test/linear", "test/knn")
+    }
+    assert found["training", "linear / mae", "test/linear"].startswith(
+        "training is better by 10.2 points ["
+    )
+    assert found["training", "conv / mae", "test/linear"].startswith(
+        "training does not beat the untrained encoder: not distinguishable at n = 3 (-0.3 points ["
+    )
+    cells = [row.cells() for row in rows(group(find_runs([tmp_path])))]
+    assert ("test/linear", "3", "80.5 ± 0.5", "70.3 ± 0.6") in [c[1:5] for c in cells]
+
+
+def test_the_longer_command_shows_where_training_does_not_help(tmp_path: Path) -> None:
+    write_masked(tmp_path / "good", "linear", [0.80, 0.81, 0.805], [0.70, 0.71, 0.70])
+    write_masked(tmp_path / "bad", "linear", [0.70, 0.75, 0.72], [0.71, 0.73, 0.74])
+    command = "hybridvit study long.yaml"
+    assert command not in text_table(find_runs([tmp_path / "good"]), longer=command)
+    assert text_table(find_runs([tmp_path / "bad"]), longer=command).endswith(f": {command}\n")
+    assert "longer run" not in text_table(find_runs([tmp_path / "bad"]))
+
+
+def test_only_the_stem_may_differ(tmp_path: Path) -> None:
+    write_run(tmp_path, "linear", results={"test/accuracy": 0.5})
+    write_run(tmp_path, "conv", results={"test/accuracy": 0.6}, config={"optim": {"lr": 0.1}})
+    assert compared(tmp_path) == []
+    assert "nothing here says which is better" in text_table(find_runs([tmp_path]))
+
+
+def test_lengths_matched_by_cost_are_paired_with_a_caveat(tmp_path: Path) -> None:
+    for axis, lengths in ((1, (10, 8)), (2, (100, 83))):
+        for stem, epochs in zip(("linear", "conv"), lengths, strict=True):
+            write_run(
+                tmp_path,
+                stem,
+                results={"test/accuracy": 0.5},
+                config={"train": {"epochs": epochs}},
+                record={"arm": {"stem": stem, "length": axis}},
+            )
+    pairs = [(c.arm.label, c.other.label) for c in compared(tmp_path)]
+    assert pairs == [
+        ("conv / length=1", "linear / length=1"),
+        ("conv / length=2", "linear / length=2"),
+    ]
+    assert "have 8 and 10 epochs: their difference is not the stem's alone." in caveats_of(tmp_path)
+
+
+def test_labels_name_what_differs(tmp_path: Path) -> None:
+    for lr in (0.1, 0.2):
+        write_run(tmp_path, config={"optim": {"lr": lr}})
+    write_run(tmp_path, "conv")
+    write_run(
+        tmp_path, "conv", record={"code": {"results_version": 2}, "hash": "deadbeef"}, folder="v2"
+    )
+    labels = [arm.label for arm in group(find_runs([tmp_path]))]
+    assert {"linear / supervised, optim.lr=0.1", "linear / supervised, optim.lr=0.2"} < set(labels)
+    assert "conv / supervised [deadbeef]" in labels
+    assert len(set(labels)) == 4
+
+
+def test_seeds_and_data_roots_make_no_arm(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path, seed=seed, config={"data": {"args": {"root": f"/mnt/{seed}"}}})
+    (arm,) = group(find_runs([tmp_path]))
+    assert [r.seed for r in arm.runs] == [0, 1]
+
+
+def test_pixel_baselines_have_their_own_rows(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    results = {"test/logistic_regression": 0.91, "test/knn": 0.97}
+    write_run(tmp_path, results=results, record={"kind": "pixels"})
+    cells = [row.cells() for row in rows(group(find_runs([tmp_path])))]
+    assert [c[:4] for c in cells[-2:]] == [
+        ("raw pixels", "test/logistic_regression", "1", "91.0"),
+        ("raw pixels", "test/knn", "1", "97.0"),
+    ]
+    assert cells[-1][4:] == ("", "", "", "", "")
+    assert len(compared(tmp_path)) == 1
+    text = caveats_of(tmp_path)
+    assert "Not above test/knn on raw pixels (97.0 %): " in text
+    assert "conv / supervised (test/accuracy, 92.5 ± 0.5 %)" in text
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"packages": {"torch": "2.11.0"}}, "differ in torch (runs each): 2.15.0 (3), 2.11.0 (1)."),
+        ({"hardware": {"threads": 16}}, "differ in threads (runs each): 4 (3), 16 (1)."),
+        ({"hardware": {"gpu": "H200"}}, "differ in GPU (runs each): none (3), H200 (1)."),
+        ({"code": {"commit": "abc"}}, "differ in commit"),
+        ({"code": {"dirty": True}}, "One run was made with uncommitted changes"),
+        ({"data": {"fingerprint": "beef"}}, "differ in data fingerprint"),
+        ({"data": {"notes": ["two scans were dropped"]}}, "Data: two scans were dropped"),
+    ],
+)
+def test_differences_within_a_comparison_are_told(
+    tmp_path: Path, record: dict[str, object], text: str
+) -> None:
+    for stem in ("linear", "conv"):
+        for seed in (0, 1):
+            odd = record if (stem, seed) == ("conv", 1) else None
+            write_run(tmp_path, stem, seed=seed, results={"test/accuracy": 0.5}, record=odd)
+    assert text in caveats_of(tmp_path)
+    if "differ in" in text:
+        assert caveats_of(tmp_path).count("Runs that are compared differ") == 1
+
+
+def test_uneven_models_are_told(tmp_path: Path) -> None:
+    write_run(tmp_path, "linear", results={"test/accuracy": 0.5})
+    model = {"tokens": 4, "patch_px": 8, "patch_local": False, "flops": {"forward": 4_690_000_000}}
+    write_run(tmp_path, "conv", results={"test/accuracy": 0.5}, record={"model": model})
+    text = caveats_of(tmp_path)
+    assert "have 4 and 16 tokens; 8 and 4 pixels per token side (stride)" in text
+    assert "takes 2 times the forward FLOPs per image" in text
+
+
+def test_test_split_and_many_claims(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    assert "intervals are on this page" not in caveats_of(tmp_path)
+    write_masked(tmp_path, "linear", [0.80, 0.81, 0.805], [0.70, 0.71, 0.70])
+    write_run(
+        tmp_path,
+        "resnet",
+        results={"test/accuracy": 0.5},
+        metrics=[{"step": 1, "test/accuracy": 0.2}],
+    )
+    text = caveats_of(tmp_path)
+    assert "3 intervals are on this page, each at 95 % and none corrected" in text
+    assert "scored the test split during training" in text
+    assert "The same test split scores 4 arms" in text
+    assert "The test split has 400 images, one of them 0.25 points" in text
+
+
+def test_validation_results_are_named_as_such(tmp_path: Path) -> None:
+    write_run(tmp_path, results={"val/accuracy": 0.5})
+    (row,) = rows(group(find_runs([tmp_path])))
+    assert row.cells()[1] == "val/accuracy"
+    assert "Results named val/ are of the validation split" in caveats_of(tmp_path)
+
+
+def test_text_table_fits_a_terminal(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    write_masked(tmp_path, "resnet", [0.80, 0.81, 0.805], [0.70, 0.71, 0.70])
+    for name in ("x" * 300, "x" * 299 + "y"):
+        write_run(tmp_path, results={"test/accuracy": 0.5}, record={"arm": {"stem": name}},
+                  config={"optim": {"note": name}})  # fmt: skip
+    lines = text_table(find_runs([tmp_path])).splitlines()
+    assert max(map(len, lines)) <= 120
+    end = lines.index("")
+    table = lines[:end]
+    assert "GFLOPs" in table[0]
+    column = table[0].index("n  ")
+    assert {line[column] for line in table[2:]} == {"1", "3"}
+    assert any(line.endswith("y") or "…" in line for line in table)
+    assert "hybrid is better by 2.1 points" in "\n".join(lines[end:])
+
+
+def test_no_runs() -> None:
+    with pytest.raises(ValueError, match="no runs to report on"):
+        text_table([])
