@@ -215,7 +215,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)):
             raise ValueError(f"{path}: YAML aliases (*name) are not allowed; write the value out")
-        content = yaml.safe_load(text)
+        content = parse(text)
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file") from None
     except OSError as error:
@@ -228,6 +228,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content or {}, dict):
         raise ValueError(f"{path}: should hold sections such as 'stem:', not a {type_of(content)}")
     return dict(content or {})
+
+
+def parse(text: str) -> Any:
+    """YAML by OmegaConf's loader: 1e-3 is a number, and a key that stands twice is an error."""
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
 
 
 def overlay(base: DictConfig, top: DictConfig) -> DictConfig:
@@ -255,8 +260,8 @@ def dotlist(overrides: list[str]) -> DictConfig:
         if not equals or not all(key.split(".")):
             raise ValueError(f"override {item!r} should be key.path=value, such as train.epochs=3")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse(f"value: {text}")["value"]
+        except (yaml.YAMLError, KeyError, TypeError):
             raise ValueError(f"override {item!r}: {text!r} is not valid YAML") from None
         try:
             OmegaConf.update(config, key, value)

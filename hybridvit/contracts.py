@@ -20,7 +20,9 @@ class Tokens(NamedTuple):
 
     x: Tensor  # (B, N, D)
     grid: tuple[int, int]  # (h, w)
-    index: Tensor | None = None  # (B, N) row-major grid positions; None: all h * w, in order
+    # (B, N) row-major grid positions; None: all h * w, in order. It hides tuple.index, which
+    # nobody looks for in tokens.
+    index: Tensor | None = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

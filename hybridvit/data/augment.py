@@ -31,13 +31,13 @@ class Augment:
         ValueError: a value that is not possible; which, and what would be.
     """
 
-    crop: Crop = "pad"
+    crop: Crop = "none"
     """none; pad: shifted by up to `pad` pixels; resized: a random part, scaled."""
     pad: int = 4
     """pixels of black on each side, for crop=pad"""
     scale: tuple[float, float] = (0.08, 1.0)
     """least and greatest share of the image's area, for crop=resized"""
-    flip: bool = True
+    flip: bool = False
     """mirror half of the images left to right"""
 
     def __post_init__(self) -> None:
@@ -81,15 +81,15 @@ def augment(
     flipped = draws.uniform(key, FLIP, 1)[:, 0] < (0.5 if flip else 0.0)
     if crop == "resized":
         return _resized_crop(images, key, scale, flipped, out_size)
-    images = plain(images, out_size)
-    if crop == "pad":
-        return _padded_crop(images, key, pad, flipped)
-    return torch.where(flipped[:, None, None, None], images.flip(3), images)
+    images = cover(images, out_size)
+    if crop == "pad":  # before the conversion to floats, which take four times the memory
+        return plain(_padded_crop(images, key, pad, flipped), out_size)
+    return plain(torch.where(flipped[:, None, None, None], images.flip(3), images), out_size)
 
 
 def plain(images: Tensor, out_size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) uint8 to (B, 3, *out_size) float32 in [0, 1], nothing random."""
-    floats = cover(images.float() / 255, out_size).clamp(0, 1)
+    floats = (cover(images, out_size).float() / 255).clamp(0, 1)
     return floats.repeat(1, 3, 1, 1) if images.shape[1] == 1 else floats
 
 
@@ -115,8 +115,8 @@ def _resized_crop(
     and reducing has no antialiasing.
     """
     height, width = images.shape[-2:]
-    # Float64, so that the last bit of exp, which depends on the place in the batch, is lost when
-    # rounding to float32: an image's crop must not depend on its neighbours.
+    # In float64 until the end: the last bit of exp may differ between a vectorised loop and its
+    # tail, and an image's crop must not depend on its place in the batch.
     area, aspect, down, right = draws.uniform(key, CROP, 4).double().unbind(1)
     area = (scale[0] + (scale[1] - scale[0]) * area) * height * width
     low, high = math.log(ASPECT[0]), math.log(ASPECT[1])

@@ -74,7 +74,7 @@ class ArraySplit(Split):
         images = self.images[self.index[torch.as_tensor(positions, dtype=torch.int64)]]
         if images.shape[-2:] == self.size:
             return images
-        return cover(images.float(), self.size).round().clamp(0, 255).to(torch.uint8)
+        return cover(images, self.size).round().clamp(0, 255).to(torch.uint8)
 
     def identity(self) -> Iterator[bytes]:
         yield str(tuple(self.images.shape[1:])).encode()
@@ -185,15 +185,20 @@ def fingerprint(split: Split) -> str:
 
 
 def cover(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Float images (B, C, H, W) resized until they cover `size`, then cut to their centre."""
+    """Images (B, C, H, W) resized, as floats, until they cover `size`, then cut to their centre.
+
+    Images of that size are returned as they are.
+    """
     height, width = images.shape[-2:]
     if (height, width) == size:
         return images
     scale = max(size[0] / height, size[1] / width)
-    # Rounding up against float error: 3 * (1 / 3) may fall below 1.
+    # Not below `size`, which rounding errors of the scale could bring about.
     scaled = [
         max(math.floor(n * scale + 0.5), s) for n, s in zip((height, width), size, strict=True)
     ]
-    images = F.interpolate(images, scaled, mode="bilinear", align_corners=False, antialias=True)
+    resized = F.interpolate(
+        images.float(), scaled, mode="bilinear", align_corners=False, antialias=True
+    )
     top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
-    return images[..., top : top + size[0], left : left + size[1]]
+    return resized[..., top : top + size[0], left : left + size[1]]

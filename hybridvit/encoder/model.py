@@ -67,7 +67,9 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        _check(dim, depth, heads, registers, class_token, pool, (dropout, drop_path))
+        _check(
+            dim, depth, heads, registers, class_token, pool, (dropout, attention_dropout, drop_path)
+        )
         self.grid, self.dim, self.depth = grid, dim, depth
         self.pool_kind = pool
         self.position_on_prefix = position_on_prefix
@@ -340,4 +342,6 @@ def _check(
             "encoder: with depth=0 the class token sees no patch; use pool='mean' or 'map'"
         )
     if not all(0 <= rate < 1 for rate in rates):
-        raise ValueError(f"encoder: dropout and drop_path must be in [0, 1), not {rates}")
+        raise ValueError(
+            f"encoder: dropout, attention_dropout and drop_path must be in [0, 1), not {rates}"
+        )

@@ -26,7 +26,7 @@ def save(
     weights: dict[str, Tensor],
     ema: dict[str, Tensor] | None,
     optimizer: dict[str, Any],
-    progress: dict[str, float],
+    progress: dict[str, Any],
 ) -> Path:
     """Write `folder/step-N` whole or not at all, then remove older checkpoints."""
     target = folder / f"step-{step:08d}"

@@ -75,7 +75,7 @@ def fit(
     """
     train, steps = config.train, total_steps(config, images)
     warmup = round(config.optim.warmup_epochs * images / train.batch_size)
-    peaks = [group["lr"] * group["factor"] for group in optimizer.param_groups]
+    peaks = [peak_lr(config) * group["factor"] for group in optimizer.param_groups]
     finite = torch.ones((), device=fabric.device)
     batches = loader.batches(progress.step * train.batch_size, steps - progress.step)
     clock = Clock(progress, train.batch_size)
@@ -121,6 +121,11 @@ def fit(
             if stop:
                 calls.save(progress)
                 raise Stopped(f"stopped by {stop[0]} after step {step} of {steps}")
+
+
+def peak_lr(config: RunConfig) -> float:
+    """The learning rate after warm-up: it is configured per 256 images."""
+    return config.optim.lr * config.train.batch_size / 256
 
 
 def accumulate(fabric: Fabric, objective: Any, batch: Batch, parts: int) -> dict[str, Tensor]:

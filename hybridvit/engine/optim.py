@@ -14,10 +14,8 @@ from hybridvit.contracts import Objective
 from hybridvit.registry import suggest
 
 
-def make_optimizer(
-    objective: Objective, config: OptimConfig, batch_size: int
-) -> torch.optim.Optimizer:
-    """AdamW or SGD over the parameter groups, with fused kernels.
+def make_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over the parameter groups, with fused kernels. The loop sets the rates.
 
     Raises:
         ValueError: a prefix in `freeze` or `lr_factors` that matches no parameter, or nothing
@@ -27,11 +25,10 @@ def make_optimizer(
     groups = parameter_groups(objective, config)
     if not groups:
         raise ValueError("optim.freeze leaves no parameter to train; freeze less")
-    lr = config.lr * batch_size / 256
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=True)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     betas = (config.betas[0], config.betas[1])
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
 
 
 def parameter_groups(objective: Objective, config: OptimConfig) -> list[dict[str, Any]]:

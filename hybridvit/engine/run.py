@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -135,7 +135,7 @@ class Session:
         resident = config.data.resident
         self.resident = fits(self.dataset.train) if resident is None else resident
         self.objective = build.make_objective(config, parts, self.dataset.spec())
-        self.optimizer = make_optimizer(self.objective, config.optim, config.train.batch_size)
+        self.optimizer = make_optimizer(self.objective, config.optim)
         self.average = (
             AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema))
             if config.train.ema
@@ -272,7 +272,7 @@ class Session:
                 self.say("probing frozen features")
                 results |= self.probe(model, "test")
                 fresh = build.make_model(self.config, self.parts, self.dataset.spec())
-                results |= self.probe(self.fabric.to_device(fresh), "untrained/test")
+                results |= self.probe(fresh.to(self.fabric.device), "untrained/test")
         return results
 
     def probe(self, model: HybridViT, prefix: str) -> dict[str, float]:
@@ -311,8 +311,9 @@ class Session:
 
     def evaluated(self) -> Objective:
         """The network that evaluation looks at: the moving average where there is one."""
-        averaged: Objective = self.objective if self.average is None else self.average.module
-        return averaged
+        if self.average is None:
+            return self.objective
+        return cast(Objective, self.average.module)
 
     def batches(self, split: Split) -> Any:
         """A split in order, not augmented."""
@@ -349,7 +350,8 @@ class Session:
         source = self.val_split if len(self.val_split) else self.train_split
         count = min(PICTURED, len(source))
         few = subset(source, torch.arange(count))
-        return next(iter(self.batches(few)))
+        first: Batch = next(iter(self.batches(few)))
+        return first
 
     def _resume(self) -> Progress:
         path = checkpoint.latest(self.directory.checkpoints)

@@ -114,7 +114,7 @@ def from_timm(model_or_name: nn.Module | str, pretrained: bool = False) -> Hybri
     state = {_our_name(k, stem): v for k, v in _fused_gates(model.state_dict()).items()}
     if isinstance(stem, LinearStem):
         state["stem.proj.weight"] = state["stem.proj.weight"].flatten(1)
-    like = state["encoder.blocks.0.norm1.weight"]
+    like = next(model.parameters())
     state["mean"] = like.new_tensor(mean).view(1, -1, 1, 1)
     state["std"] = like.new_tensor(std).view(1, -1, 1, 1)
     _assign(ours, state)
@@ -299,11 +299,12 @@ def _mlp_spec(mlp: Any) -> tuple[int, Literal["mlp", "swiglu"], Activation]:
     _need(_is_identity(mlp.norm), "scale_mlp_norm=True")
     activation = _activation(mlp.act)
     _only(mlp, "fc1", "fc1_g", "fc1_x", "act", "drop1", "norm", "fc2", "drop2")
+    width: int = mlp.fc2.in_features
     if isinstance(mlp, Mlp):
-        return mlp.fc2.in_features, "mlp", activation
+        return width, "mlp", activation
     _need(not getattr(mlp, "gate_last", False), "mlp_layer=GluMlp with gate_last=True")
     _need(activation == "silu", f"mlp_layer={_name(mlp)} with act_layer={_name(mlp.act)}")
-    return 2 * mlp.fc2.in_features, "swiglu", activation
+    return 2 * width, "swiglu", activation
 
 
 def _activation(module: nn.Module) -> Activation:
@@ -397,7 +398,7 @@ def _resnet_options(backbone: Any) -> dict[str, Any] | None:
     root: Any = backbone.stem if whole else backbone
     stages: list[Any] = list(backbone.stages) if whole else []
     parts = [name for name, _ in root.named_children()]
-    if type(root) is not nn.Sequential or parts not in (["conv", "norm"], ["conv", "norm", "pool"]):
+    if parts not in (["conv", "norm"], ["conv", "norm", "pool"]):
         return None
     groups = getattr(root.norm, "num_groups", 0)
     if not all(_is_bit(module, groups) for module in backbone.modules()):

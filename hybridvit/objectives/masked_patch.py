@@ -112,4 +112,5 @@ class MaskedPatch(Objective):
 
     def _as_images(self, patches: Tensor) -> Tensor:
         p = self.model.stem.patch_px
-        return patches.unflatten(-1, (self.channels, p, p))
+        images: Tensor = patches.unflatten(-1, (self.channels, p, p))
+        return images

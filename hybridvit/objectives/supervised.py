@@ -34,6 +34,9 @@ class Supervised(Objective):
             2019); 0 is off.
     """
 
+    mixup_quantiles: Tensor
+    cutmix_quantiles: Tensor
+
     def __init__(
         self,
         *,
@@ -121,7 +124,8 @@ def make_head(kind: Literal["linear", "mlp"], dim: int, classes: int) -> nn.Modu
 
 def swap_pairs(x: Tensor) -> Tensor:
     """Exchange rows 2k and 2k + 1."""
-    return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    pairs: Tensor = x.unflatten(0, (-1, 2))
+    return pairs.flip(1).flatten(0, 1)
 
 
 def beta_quantiles(alpha: float, points: int = 4097) -> Tensor:

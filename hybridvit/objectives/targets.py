@@ -21,13 +21,16 @@ def color_classes(colors: Tensor) -> Tensor:
     """
     bins = (colors * LEVELS).floor().clamp(0, LEVELS - 1).long()
     weights = LEVELS ** torch.arange(colors.shape[-1] - 1, -1, -1, device=colors.device)
-    return (bins * weights).sum(dim=-1)
+    classes: Tensor = (bins * weights).sum(dim=-1)
+    return classes
 
 
 def class_colors(classes: Tensor, channels: int) -> Tensor:
     """The middle of each class's colour cube: (...) to (..., C)."""
     weights = LEVELS ** torch.arange(channels - 1, -1, -1, device=classes.device)
-    return ((classes[..., None] // weights % LEVELS).float() + 0.5) / LEVELS
+    bins: Tensor = classes[..., None] // weights % LEVELS
+    colors: Tensor = (bins.float() + 0.5) / LEVELS
+    return colors
 
 
 class ColorTarget:
@@ -50,7 +53,7 @@ class ColorTarget:
     def encode(self, patches: Tensor) -> Tensor:
         """Patches (B, M, C, P, P) to classes (B, M, cells^2)."""
         side = self.patch_px // self.cells
-        cut = patches.unflatten(-1, (self.cells, side)).unflatten(-3, (self.cells, side))
+        cut: Tensor = patches.unflatten(-1, (self.cells, side)).unflatten(-3, (self.cells, side))
         colors = cut.mean(dim=(-1, -3))  # (B, M, C, cells, cells)
         return color_classes(colors.flatten(-2).mT)
 
@@ -73,11 +76,12 @@ class ColorTarget:
         """The most likely colours as patches (B, M, C, P, P)."""
         colors = class_colors(self._logits(prediction).argmax(-1), self.channels)
         side = self.patch_px // self.cells
-        cells = colors.mT.unflatten(-1, (self.cells, self.cells))
+        cells: Tensor = colors.mT.unflatten(-1, (self.cells, self.cells))
         return cells.repeat_interleave(side, dim=-1).repeat_interleave(side, dim=-2)
 
     def _logits(self, prediction: Tensor) -> Tensor:
-        return prediction.unflatten(-1, (self.cells**2, self.classes))
+        logits: Tensor = prediction.unflatten(-1, (self.cells**2, self.classes))
+        return logits
 
 
 class PixelTarget:
@@ -103,7 +107,8 @@ class PixelTarget:
     def decode(self, prediction: Tensor) -> Tensor:
         """Outputs as patches (B, M, C, P, P) in [0, 1]."""
         shape = (self.channels, self.patch_px, self.patch_px)
-        return prediction.unflatten(-1, shape).clamp(0, 1)
+        pixels: Tensor = prediction.unflatten(-1, shape)
+        return pixels.clamp(0, 1)
 
 
 def make_target(name: str, channels: int, patch_px: int) -> ColorTarget | PixelTarget:

@@ -188,5 +188,5 @@ def _splits(arms: Sequence[Arm]) -> Iterable[str]:
 def _notes(arms: Sequence[Arm]) -> Iterable[str]:
     for run in (r for arm in arms for r in arm.runs):
         notes = run.section("data").get("notes")
-        yield from (f"Data: {n}" for n in (notes if isinstance(notes, list) else ()) if n)
+        yield from (f"Data: {n}." for n in (notes if isinstance(notes, list) else ()) if n)
         yield from (f"{note}." for note in run.notes)

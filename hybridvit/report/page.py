@@ -123,7 +123,7 @@ def render(report: Report) -> str:
         "verdicts": [(who, _unbroken(words)) for who, words in report.verdicts],
         "hint": report.hint,
         "longer": report.longer,
-        "caveats": report.caveats,
+        "caveats": [_unbroken(caveat) for caveat in report.caveats],
         "headings": tables.HEADINGS,
         "rows": report.rows,
         "plots": made,
@@ -221,7 +221,7 @@ def _provenance(report: Report) -> list[dict[str, Any]]:
                 "hash": run.hash,
                 "commit": str(code.get("commit") or "none")[:12],
                 "dirty": code.get("dirty") is True,
-                "started": str(run.record.get("started", NOTHING))[:19].replace("T", " "),
+                "started": str(run.record.get("started", NOTHING))[:10],
             }
         )
     return lines

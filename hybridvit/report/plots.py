@@ -166,19 +166,25 @@ def _curve(
     scale: float = 1,
 ) -> Plot:
     data = []
+    axis = _axis(chosen, metric)
     for arm in chosen:
         i = arms.index(arm)
         for run in arm.runs:
-            xs, ys = _series(run, metric)
+            xs, ys = _series(run, metric, axis)
             if not xs:
                 continue
             text = f"{_safe(arm.label)}<br>seed {run.seed}"
             trace = _trace(xs, [scale * y for y in ys], i, [text] * len(xs), size=0)
             trace["mode"] = "lines+markers"
             trace["line"] = {"c": i % COLOURS, "width": 1.5, "dash": DASHES[i % len(DASHES)]}
-            trace["marker"]["size"] = [0] * (len(xs) - 1) + [8]  # the arm's symbol, at the end
+            # The arm's symbol, at the end only.
+            trace["marker"] |= {
+                "size": [0] * (len(xs) - 1) + [8],
+                "opacity": 1,
+                "line": {"width": 0},
+            }
             data.append(trace)
-        xs, ys = _series(arm.first, reference) if reference else ([], [])
+        xs, ys = _series(arm.first, reference, axis) if reference else ([], [])
         if xs:
             text = f"{_safe(arm.label)}<br>{reference}"
             guess = _trace(xs, [scale * y for y in ys], i, [text] * len(xs), size=0)
@@ -194,26 +200,28 @@ def _curve(
         "height": 340,
         "data": data,
         "layout": {
-            "xaxis": {"title": {"text": "epoch" if _by_epoch(chosen) else "step"}},
+            "xaxis": {"title": {"text": axis}},
             "yaxis": {"title": {"text": _safe(metric) + unit}},
         },
     }
 
 
-def _series(run: Run, metric: str) -> tuple[list[float], list[float]]:
+def _series(run: Run, metric: str, axis: str) -> tuple[list[float], list[float]]:
     """Where and what a run logged of a metric, thinned evenly, the last entry kept."""
-    entries = [e for e in run.metrics if metric in e]
+    entries = [e for e in run.metrics if metric in e and axis in e]
     stride = max(1, -(-len(entries) // MAX_POINTS))
     kept = entries[::-1][::stride][::-1]
-    return [e.get("epoch", e["step"]) for e in kept], [e[metric] for e in kept]
+    return [e[axis] for e in kept], [e[metric] for e in kept]
 
 
 def _has(arms: Sequence[Arm], metric: str) -> bool:
     return any(metric in e for arm in arms for run in arm.runs for e in run.metrics)
 
 
-def _by_epoch(arms: Sequence[Arm]) -> bool:
-    return _has(arms, "epoch")
+def _axis(arms: Sequence[Arm], metric: str) -> str:
+    """`epoch` if all that was logged of a metric says it, else `step`."""
+    entries = (e for arm in arms for run in arm.runs for e in run.metrics if metric in e)
+    return "epoch" if all("epoch" in e for e in entries) else "step"
 
 
 def _trace(

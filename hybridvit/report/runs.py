@@ -162,13 +162,13 @@ def read_run(path: Path) -> Run:
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Runs at the paths: run directories, or folders that hold some up to four levels below.
 
-    Runs with the same hash are the same experiment and count once: a complete one if there is one,
+    Runs of one kind with the same hash are the same experiment and count once: a complete one if there is one,
     else the first. A note says so where their results differ.
 
     Raises:
         ValueError: a path does not exist or holds no run, or a run is broken.
     """
-    found: dict[str, Run] = {}
+    found: dict[tuple[str, str], Run] = {}
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path} does not exist; give run directories or folders of them")
@@ -180,8 +180,9 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
             )
         for directory in directories:
             run = read_run(directory)
-            known = found.get(run.hash)
-            found[run.hash] = run if known is None else _one_of(known, run)
+            key = (run.kind, run.hash)  # a pixel baseline has the hash of the config it is given
+            known = found.get(key)
+            found[key] = run if known is None else _one_of(known, run)
     return list(found.values())
 
 

@@ -225,7 +225,11 @@ def _check(content: dict[str, Any], path: Path) -> None:
         raise ValueError(f"{path}: threads={content['threads']} should be at least 1")
     if not content.get("seeds", [0]):
         raise ValueError(f"{path}: seeds is empty; give at least one, and three for an interval")
-    for axis, values in content["axes"].items():
+    _check_axes(content["axes"], path)
+
+
+def _check_axes(axes: dict[str, Any], path: Path) -> None:
+    for axis, values in axes.items():
         if not isinstance(values, dict) or not values:
             raise ValueError(f"{path}: axis {axis!r} should map names to overrides")
         for value, layer in values.items():

@@ -180,6 +180,7 @@ def test_mnist_is_read_compressed_or_not(tmp_path: Path, suffix: str) -> None:
         (b"\x80\x04 a pickle", "does not start like an IDX file"),
         (bytes([0, 0, 8, 3]) + b"\xff" * 12, "header says"),
         (bytes([0, 0, 8, 3]) + bytes([0, 0, 0, 1]) * 3, "header says"),
+        (bytes([0, 0, 8, 3]) + bytes([0, 0, 0, 1]) * 3 + b"ab", "header says"),
     ],
 )
 def test_damaged_idx_files_are_named(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -239,6 +240,23 @@ def test_array_sets_become_channels_first(tmp_path: Path, monkeypatch: pytest.Mo
     data = TABLE["stl10"](root=str(tmp_path))
     assert torch.equal(data.test.read(1), torch.from_numpy(large[1]))
     assert data.test.labels.tolist() == [0, 9]
+
+
+def test_cifar_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5: True)
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    for file in ("train", "test"):
+        content = {"data": pixels.reshape(2, 3072), "fine_labels": [1, 0]}
+        (folder / file).write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "bee"]}))
+    data = TABLE["cifar100"](root=str(tmp_path))
+    assert torch.equal(data.train.read_many([0, 1]), torch.from_numpy(pixels))
+    assert data.test.labels.tolist() == [1, 0]
+    assert data.classes == ["apple", "bee"]
 
 
 def make_eurosat(root: Path) -> None:

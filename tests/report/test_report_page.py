@@ -154,7 +154,10 @@ def test_every_seed_is_in_the_plots(hostile_page: Path) -> None:
     cost = plots["plot-cost-test-accuracy"]
     assert cost["axes"][0]["title"] == "forward GFLOPs per image"
     assert cost["axes"][0]["xs"] == [[2.345] * 3, [2.345] * 3]
-    assert "plot-training-loss--mae" in plots
+    loss = plots["plot-training-loss--mae"]
+    assert loss["layout"]["xaxis"]["title"]["text"] == "epoch"
+    assert [len(t["x"]) for t in loss["data"]] == [20] * 8  # 2 arms: 3 seeds and the entropy
+    assert loss["data"][0]["x"][-1] == 5.0
     assert "plot-training-accuracy--mae" in plots
     assert "plot-validation--val-accuracy" in plots
 
@@ -371,3 +374,15 @@ def test_the_cost_axis_can_be_chosen_and_colours_follow_the_scheme(
         time.sleep(0.1)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert browser.get_log("browser") == []
+
+
+def test_long_curves_are_thinned_and_keep_their_end(tmp_path: Path) -> None:
+    lines = [{"step": k, "train/loss": 1 / k} for k in range(1, 5001)]
+    write_run(tmp_path, results={"test/accuracy": 0.5}, metrics=lines)
+    page = Page(write_report(find_runs([tmp_path]), tmp_path / "out", title="t").read_text("utf-8"))
+    plots = {p["id"]: p for p in json.loads(next(s for a, s in page.scripts if a.get("type")))}
+    loss = plots["plot-training-loss--supervised"]
+    (trace,) = loss["data"]
+    assert 200 < len(trace["x"]) <= 300
+    assert (trace["x"][-1], trace["y"][-1]) == (5000, 1 / 5000)
+    assert loss["layout"]["xaxis"]["title"]["text"] == "step"

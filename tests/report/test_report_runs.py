@@ -171,6 +171,12 @@ def test_find_runs_looks_below_and_counts_a_hash_once(tmp_path: Path) -> None:
     assert "the same experiment" in runs[0].notes[0]
 
 
+def test_a_pixel_baseline_may_share_the_hash_of_a_trained_run(tmp_path: Path) -> None:
+    write_run(tmp_path, record={"hash": "deadbeef"}, folder="a")
+    write_run(tmp_path, record={"hash": "deadbeef", "kind": "pixels"}, folder="b")
+    assert [r.kind for r in find_runs([tmp_path])] == ["train", "pixels"]
+
+
 def test_find_runs_prefers_the_complete_run(tmp_path: Path) -> None:
     write_run(tmp_path / "a", record={"status": "stopped"})
     complete = write_run(tmp_path / "b")

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from conftest import make_objective
+from hybridvit.analysis import cost
+
+
+def hand_count(n: int, d: int, hidden: int, depth: int, patch_values: int, classes: int) -> int:
+    """Forward multiply-adds of a ViT with a linear stem and n patches, times 2."""
+    tokens = n + 1
+    block = (
+        tokens * d * 3 * d  # q, k, v
+        + 2 * tokens * tokens * d  # scores and weighted sum
+        + tokens * d * d  # projection
+        + 2 * tokens * d * hidden
+    )
+    return 2 * (n * patch_values * d + depth * block + d * classes)
+
+
+def test_forward_flops_equal_a_hand_count() -> None:
+    objective = make_objective()
+    expected = hand_count(16, 16, 64, 2, 48, 10)
+    assert cost.measure(objective, (16, 16)).forward_flops == expected
+
+
+def test_backward_is_twice_forward_but_for_the_first_layer() -> None:
+    # Every product needs two in the backward pass; the stem's needs none for the images.
+    objective = make_objective()
+    spent = cost.measure(objective, (16, 16))
+    assert spent.backward_flops == 2 * spent.forward_flops - 2 * 16 * 48 * 16
+
+
+def test_masked_prediction_counts_its_head() -> None:
+    supervised = cost.measure(make_objective(), (16, 16)).forward_flops
+    masked = cost.measure(make_objective("masked_patch"), (16, 16)).forward_flops
+    # 8 of 16 patches get 512 outputs instead of one class token 10.
+    assert masked - supervised == 2 * 16 * (8 * 512 - 10)
+
+
+def test_convolution_flops_equal_a_hand_count() -> None:
+    args = {"width": 0.125, "blocks": [], "root_kernel": 3, "root_stride": 1,
+            "root_pool": False, "patch": 4}
+    objective = make_objective(stem="resnet", stem_args={**args, "strides": None})
+    linear = cost.measure(make_objective(), (16, 16)).forward_flops - 2 * 16 * 48 * 16
+    root = 2 * 16 * 16 * 3 * 9 * 8
+    projection = 2 * 16 * (8 * 16) * 16
+    assert cost.measure(objective, (16, 16)).forward_flops == linear + root + projection
+
+
+def test_counting_leaves_the_model_alone() -> None:
+    objective = make_objective("masked_patch").eval()
+    before = {n: p.clone() for n, p in objective.state_dict().items()}
+    cost.measure(objective, (16, 16))
+    assert not objective.training
+    for name, value in objective.state_dict().items():
+        assert value.device.type == "cpu"
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("objective", ["supervised", "masked_patch"])
+@pytest.mark.parametrize("stem", ["linear", "resnet"])
+def test_parameters_by_part_add_up(objective: str, stem: str) -> None:
+    made = make_objective(objective, stem)
+    counted = cost.parameters(made)
+    assert counted["stem"] + counted["encoder"] + counted["objective"] == counted["total"]
+    assert counted["total"] == sum(p.numel() for p in made.parameters())
+    expected = 16 * 10 + 10 if objective == "supervised" else 16 * 512 + 512 + 16
+    assert counted["objective"] == expected
+
+
+def test_activation_memory_grows_with_depth_and_not_with_weights() -> None:
+    shallow = cost.measure(make_objective(), (16, 16)).activation_bytes
+    wide_images = cost.measure(make_objective(size=32), (32, 32)).activation_bytes
+    # Four times the tokens, more than four times the attention weights.
+    assert 4 < wide_images / shallow < 17
+    assert cost.memory_bytes(cost.Cost(0, 0, 100), 10, 8) == 160 + 800

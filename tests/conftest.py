@@ -1,0 +1,72 @@
+"""What several tests share: a tiny model on tiny images, and where real data lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridvit import build
+from hybridvit.config import PartConfig, RunConfig
+from hybridvit.contracts import Batch, DataSpec, Objective
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+TINY_ENCODER = {"dim": 16, "depth": 2, "heads": 2}
+
+
+def make_batch(count: int = 4, size: int = 16, classes: int = 10, seed: int = 0) -> Batch:
+    """Random images and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.arange(count)
+    return Batch(
+        torch.rand(count, 3, size, size, generator=generator),
+        torch.randint(classes, (count,), generator=generator),
+        index,
+        index * 7919 + seed,
+    )
+
+
+def make_objective(
+    objective: str = "supervised",
+    stem: str = "linear",
+    size: int = 16,
+    *,
+    stem_args: dict[str, object] | None = None,
+    channels: int = 3,
+    seed: int = 0,
+    **args: object,
+) -> Objective:
+    """A small objective on images of `size` px with 10 classes."""
+    defaults: dict[str, dict[str, object]] = {"linear": {"patch": 4}, "resnet": SMALL_RESNET}
+    config = RunConfig(
+        stem=PartConfig(stem, defaults.get(stem, {}) | (stem_args or {})),
+        encoder=PartConfig("vit", TINY_ENCODER),
+        objective=PartConfig(objective, args),
+        seed=seed,
+    )
+    parts, _ = build.make_parts([])
+    spec = DataSpec(10, (size, size), channels, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    return build.make_objective(config, parts, spec)
+
+
+# Stride 4 without a pool: the grid of a 4-px patch.
+SMALL_RESNET: dict[str, object] = {
+    "width": 0.125,
+    "blocks": [1, 1],
+    "strides": [2, 2],
+    "root_kernel": 3,
+    "root_stride": 1,
+    "root_pool": False,
+}
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder of real data sets."""
+    root = os.environ.get("HYBRIDVIT_DATA")
+    if not root:
+        pytest.skip("HYBRIDVIT_DATA is not set")
+    return Path(root)

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridvit.engine import checkpoint
+
+
+def write(folder: Path, step: int = 3) -> Path:
+    return checkpoint.save(
+        folder,
+        step,
+        weights={"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1])},
+        ema={"a": torch.zeros(2, 3)},
+        optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []},
+        progress={"train_seconds": 1.5},
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert checkpoint.latest(tmp_path) == path
+    assert checkpoint.read_manifest(path)["progress"] == {"train_seconds": 1.5}
+    weights = checkpoint.read_weights(path)
+    assert torch.equal(weights["a"], torch.arange(6.0).reshape(2, 3))
+    assert torch.equal(checkpoint.read_weights(path, checkpoint.EMA)["a"], torch.zeros(2, 3))
+    assert checkpoint.read_optimizer(path)["state"][0]["step"] == 1
+
+
+def test_only_the_newest_is_kept(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    newest = write(tmp_path, 12)
+    assert [p for p in tmp_path.iterdir()] == [newest]
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.EMA, checkpoint.OPTIMIZER])
+def test_one_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path)
+    content = bytearray((path / name).read_bytes())
+    content[-1] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        checkpoint.read_manifest(path)
+
+
+def test_a_missing_file_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (path / checkpoint.WEIGHTS).unlink()
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoint.read_manifest(path)
+
+
+def test_an_interrupted_save_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = write(tmp_path, 3)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, 4)
+    assert checkpoint.latest(tmp_path) == older
+    checkpoint.read_manifest(older)
+
+
+def test_a_pickle_in_a_checkpoint_runs_nothing(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    path = write(tmp_path)
+    torch.save({"state": Evil()}, path / checkpoint.OPTIMIZER)
+    with pytest.raises(Exception, match="[Ww]eights"):
+        checkpoint.read_optimizer(path)
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,177 @@
+import itertools
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from conftest import make_batch, make_objective
+from hybridvit.config import OptimConfig, RunConfig, TrainConfig
+from hybridvit.engine import fit as engine
+from hybridvit.engine.fit import Calls, Diverged, Progress
+from hybridvit.engine.optim import make_optimizer
+
+IMAGES = 64
+
+
+class Loader:
+    """Batches that depend on their position alone, as the real one's do."""
+
+    def __init__(self, poison: int | None = None) -> None:
+        self.poison = poison
+
+    def batches(self, start: int, steps: int):  # type: ignore[no-untyped-def]
+        for position in range(start, start + 16 * steps, 16):
+            batch = make_batch(16, seed=position)
+            if position // 16 == self.poison:
+                batch.images = batch.images * torch.nan
+            yield batch
+
+
+def run(  # type: ignore[no-untyped-def]
+    config: RunConfig, loader: Loader | None = None, steps_done: int = 0, objective=None
+):
+    objective = objective or make_objective()
+    optimizer = make_optimizer(objective, config.optim)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    wrapped, fabric_optimizer = fabric.setup(objective, optimizer)
+    seen: dict[str, list[object]] = {"log": [], "evaluate": [], "picture": [], "save": []}
+    calls = Calls(
+        lambda step, values: seen["log"].append((step, values)),
+        lambda step: seen["evaluate"].append(step),
+        lambda step: seen["picture"].append(step),
+        lambda progress: seen["save"].append(progress.step),
+    )
+    engine.fit(
+        fabric, wrapped, objective, fabric_optimizer, None, loader or Loader(), IMAGES, config,
+        Progress(steps_done), calls,
+    )
+    return objective, seen
+
+
+def config(**train: object) -> RunConfig:
+    defaults = {"epochs": 3.0, "batch_size": 16, "log_every": 4}
+    return RunConfig(train=TrainConfig(**{**defaults, **train}))  # type: ignore[arg-type]
+
+
+def weights(objective: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in objective.parameters()])
+
+
+def test_steps_logs_and_evaluations_come_when_due() -> None:
+    _, seen = run(config())
+    assert [step for step, _ in seen["log"]] == [4, 8, 12]
+    assert seen["evaluate"] == seen["save"] == [12]  # every 5 epochs of 4 steps, and at the end
+    assert seen["log"][0][1].keys() >= {"lr", "seconds", "images_per_second", "train/loss"}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(1.0, [4, 8, 12]), (0.5, [2, 4, 6, 8, 10, 12]), (5.0, [12])]
+)
+def test_due(epochs: float, expected: list[int]) -> None:
+    assert [s for s in range(1, 13) if engine.due(s, epochs, 64, 16, 12)] == expected
+
+
+def test_the_loop_equals_the_steps_written_out() -> None:
+    trained, _ = run(config(epochs=1.0))
+    objective = make_objective()
+    optimizer = torch.optim.AdamW(
+        [{"params": g["params"], "weight_decay": g["weight_decay"]}
+         for g in make_optimizer(objective, OptimConfig()).param_groups],
+        lr=1e-3 / 16, betas=(0.9, 0.95),
+    )
+    objective.train()
+    for i, batch in enumerate(Loader().batches(0, 4)):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 / 16 * (1 + torch.cos(torch.tensor(torch.pi * i / 4)).item()) / 2
+        optimizer.zero_grad()
+        objective(batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+        optimizer.step()
+    torch.testing.assert_close(weights(trained), weights(objective), rtol=1e-4, atol=1e-7)
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_the_whole() -> None:
+    whole, _ = run(config(epochs=0.25))
+    parts, _ = run(config(epochs=0.25, accumulate=4))
+    start = weights(make_objective())
+    assert not torch.allclose(weights(whole), start, atol=1e-7)
+    # Adam's first step is lr * sign(g): it cannot differ unless a gradient's sign does.
+    share = ((weights(whole) - weights(parts)).abs() < 1e-6).float().mean()
+    assert share > 0.999
+
+
+def test_learning_rate_is_per_256_images() -> None:
+    config = RunConfig(optim=OptimConfig(lr=1e-3), train=TrainConfig(batch_size=64))
+    assert engine.peak_lr(config) == pytest.approx(2.5e-4)
+
+
+def test_micro_batches_keep_neighbours_together() -> None:
+    batch = make_batch(8)
+    micro = list(engine.micro_batches(batch, 2))
+    assert [m.index.tolist() for m in micro] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_run_in_two_parts_with_dropout_draws_the_same() -> None:
+    # The state between the parts lies in the objective and optimizer; only random draws could
+    # differ, and those follow from the step.
+    torch.manual_seed(1)
+    engine.seed_step(3, 7)
+    first = torch.rand(4)
+    torch.manual_seed(2)
+    engine.seed_step(3, 7)
+    assert torch.equal(first, torch.rand(4))
+    engine.seed_step(3, 8)
+    assert not torch.equal(first, torch.rand(4))
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight() -> None:
+    clean, _ = run(config(epochs=0.75))  # the 3 steps before
+    poisoned = make_objective()
+    setup = RunConfig(
+        train=TrainConfig(epochs=3.0, batch_size=16, log_every=4),
+        optim=OptimConfig(schedule="constant"),
+    )
+    before = make_objective()
+    run(RunConfig(train=TrainConfig(epochs=0.75, batch_size=16), optim=setup.optim),
+        objective=before)
+    with pytest.raises(Diverged, match="not finite at step 4"):
+        run(setup, Loader(poison=3), objective=poisoned)
+    assert torch.equal(weights(poisoned), weights(before))
+    assert torch.isfinite(weights(clean)).all()
+
+
+def test_frozen_weights_stay_and_others_move() -> None:
+    objective = make_objective()
+    start = {n: p.detach().clone() for n, p in objective.named_parameters()}
+    run(RunConfig(train=TrainConfig(epochs=1.0, batch_size=16),
+                  optim=OptimConfig(freeze=["model.stem"])), objective=objective)
+    for name, parameter in objective.named_parameters():
+        moved = not torch.equal(parameter, start[name])
+        assert moved != name.startswith("model.stem"), name
+
+
+def test_batches_are_drawn_from_the_resumed_position() -> None:
+    positions: list[int] = []
+
+    class Recorder(Loader):
+        def batches(self, start: int, steps: int):  # type: ignore[no-untyped-def]
+            positions.extend((start, steps))
+            return super().batches(start, steps)
+
+    run(config(), Recorder(), steps_done=5)
+    assert positions == [80, 7]
+
+
+def test_a_fixed_batch_is_overfitted() -> None:
+    class Fixed(Loader):
+        def batches(self, start: int, steps: int):  # type: ignore[no-untyped-def]
+            return itertools.repeat(make_batch(16), steps)
+
+    setup = RunConfig(
+        train=TrainConfig(epochs=40.0, batch_size=16, log_every=160),
+        optim=OptimConfig(lr=0.1, weight_decay=0.0, warmup_epochs=2),
+    )
+    _, seen = run(setup, Fixed())
+    assert seen["log"][-1][1]["train/loss"] < 0.1
+
+

@@ -1,0 +1,209 @@
+"""Whole runs on the digits: record, resume, stop, refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridvit import config
+from hybridvit.config import RunConfig
+from hybridvit.engine import checkpoint
+from hybridvit.engine import fit as fit_module
+from hybridvit.engine.run import train
+
+SMALL = [
+    "encoder.args.dim=16",
+    "encoder.args.depth=1",
+    "encoder.args.heads=2",
+    "encoder.args.dropout=0.1",
+    "train.epochs=2",
+    "train.batch_size=64",
+    "train.log_every=5",
+    "eval.epochs=1",
+    "train.ema=0.9",
+]
+
+
+def load(*overrides: str) -> RunConfig:
+    return config.load("digits.yaml", [*SMALL, *overrides])
+
+
+def read(folder: Path, name: str) -> dict[str, object]:
+    content: dict[str, object] = json.loads((folder / name).read_text())
+    return content
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_whole_record(tmp_path: Path) -> None:
+    outcome = train(
+        load("objective.name=masked_patch", "eval.probes=[knn,linear]"),
+        name="digits", out=tmp_path / "run", arm={"stem": "linear"}, show=False,
+    )
+    assert outcome.status == "complete"
+    record = read(outcome.path, "run.json")
+    assert record["status"] == "complete"
+    assert record["arm"] == {"stem": "linear"}
+    assert record["data"]["train"] + record["data"]["val"] + record["data"]["test"] == 1797  # type: ignore[index,operator]
+    assert record["model"]["tokens"] == 16  # type: ignore[index]
+    assert record["packages"]["torch"] == torch.__version__.split("+")[0]  # type: ignore[index]
+    results = read(outcome.path, "summary.json")["results"]
+    assert results.keys() == {  # type: ignore[attr-defined]
+        "test/knn", "test/linear", "untrained/test/knn", "untrained/test/linear"
+    }
+    assert (outcome.path / "config.yaml").is_file()
+    logged = [line["step"] for line in lines(outcome.path) if "train/loss" in line]
+    assert logged == [5, 10, 15, 20, 25, 30, 35, 40]
+    # 1,294 training images make 20.2 steps an epoch.
+    assert [line["step"] for line in lines(outcome.path) if "val/knn" in line] == [21, 40]
+    assert list((outcome.path / "figures").glob("reconstructions-*.png"))
+    kept = list((outcome.path / "checkpoints").iterdir())
+    assert [p.name for p in kept] == ["step-00000040"]
+
+
+def test_the_recorded_config_gives_the_same_run(tmp_path: Path) -> None:
+    first = train(load(), name="a", out=tmp_path / "a", show=False)
+    again = config.load(first.path / "config.yaml")
+    second = train(again, name="b", out=tmp_path / "b", show=False)
+    assert read(first.path, "run.json")["hash"] == read(second.path, "run.json")["hash"]
+    one, two = (checkpoint.latest(r.path / "checkpoints") for r in (first, second))
+    assert one is not None
+    assert two is not None
+    for name, tensor in checkpoint.read_weights(one).items():
+        assert torch.equal(tensor, checkpoint.read_weights(two)[name]), name
+
+
+def test_a_complete_run_says_so_and_changes_nothing(tmp_path: Path) -> None:
+    first = train(load(), name="a", out=tmp_path / "a", show=False)
+    before = {p: p.stat().st_mtime_ns for p in first.path.rglob("*") if p.name != ".lock"}
+    second = train(load(), name="a", out=tmp_path / "a", show=False)
+    assert "already complete" in second.message
+    assert {p: p.stat().st_mtime_ns for p in first.path.rglob("*") if p.name != ".lock"} == before
+
+
+def test_a_stopped_and_resumed_run_equals_one_in_one_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(load(), name="a", out=tmp_path / "whole", show=False)
+    original = fit_module.seed_step
+
+    def interrupt(seed: int, step: int) -> None:
+        if step == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(seed, step)
+
+    monkeypatch.setattr(fit_module, "seed_step", interrupt)
+    stopped = train(load(), name="a", out=tmp_path / "parts", show=False)
+    assert stopped.status == "stopped"
+    assert "SIGTERM after step 13 of 40" in stopped.message
+    assert "run the same command again" in stopped.message
+    assert read(stopped.path, "run.json")["status"] == "stopped"
+    assert not (stopped.path / "summary.json").exists()
+
+    monkeypatch.setattr(fit_module, "seed_step", original)
+    resumed = train(load(), name="a", out=tmp_path / "parts", show=False)
+    assert resumed.status == "complete"
+    for name in (checkpoint.WEIGHTS, checkpoint.EMA):
+        one, two = (
+            checkpoint.read_weights(p / "checkpoints" / "step-00000040", name)
+            for p in (whole.path, resumed.path)
+        )
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert read(whole.path, "summary.json")["results"] == read(resumed.path, "summary.json")["results"]
+
+
+def test_ctrl_c_in_a_terminal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hybridvit.cli", "train", "digits.yaml", *SMALL,
+               "train.epochs=500", f"out={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "stopped by SIGINT" in out
+    assert "run the same command again to go on" in out
+    assert "Traceback" not in err
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_a_diverged_run_is_recorded_as_that(tmp_path: Path) -> None:
+    setup = load("optim.lr=1e30", "optim.clip_norm=null", "optim.name=sgd", "optim.warmup_epochs=0")
+    outcome = train(setup, name="a", out=tmp_path / "a", show=False)
+    assert outcome.status == "diverged"
+    assert "try a lower optim.lr" in outcome.message
+    assert read(outcome.path, "run.json")["status"] == "diverged"
+    assert not (outcome.path / "summary.json").exists()
+
+
+def test_another_configs_directory_is_refused(tmp_path: Path) -> None:
+    train(load(), name="a", out=tmp_path / "a", show=False)
+    with pytest.raises(ValueError, match="holds the run .* of another config"):
+        train(load("seed=1"), name="a", out=tmp_path / "a", show=False)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        train(load(), name="a", out=tmp_path, show=False)
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    from hybridvit.engine.runlog import RunDirectory
+
+    with (
+        RunDirectory(tmp_path / "a").locked(),
+        pytest.raises(ValueError, match="in use by another process"),
+    ):
+        train(load(), name="a", out=tmp_path / "a", show=False)
+
+
+def test_the_untrained_probe_is_of_the_same_seeds_start(tmp_path: Path) -> None:
+    overrides = ["objective.name=masked_patch", "eval.probes=[knn]"]
+    frozen = ["optim.freeze=[model]"]
+    outcome = train(load(*overrides, *frozen), name="a", out=tmp_path / "a", show=False)
+    results = read(outcome.path, "summary.json")["results"]
+    assert results["test/knn"] == results["untrained/test/knn"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stem", ["linear", "resnet"])
+@pytest.mark.parametrize("objective", ["supervised", "masked_patch"])
+def test_every_pair_trains(tmp_path: Path, stem: str, objective: str, precision: str) -> None:
+    stems = {
+        "linear": "stem={name: linear, args: {patch: 2}}",
+        "resnet": "stem={name: resnet, args: {width: 0.125, blocks: [1], strides: [2], "
+        "root_kernel: 3, root_stride: 1, root_pool: false}}",
+    }
+    setup = load(stems[stem], f"objective.name={objective}", f"train.precision={precision}")
+    outcome = train(setup, name="a", out=tmp_path / "a", show=False)
+    assert outcome.status == "complete"
+    losses = [line["train/loss"] for line in lines(outcome.path) if "train/loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    outcome = train(load("train.tensorboard=true"), name="a", out=tmp_path / "a", show=False)
+    assert list((outcome.path / "tensorboard").glob("events*"))
+
+
+def test_streaming_equals_resident(tmp_path: Path) -> None:
+    runs = [
+        train(load(f"data.resident={r}", "data.workers=0"), name="a", out=tmp_path / r, show=False)
+        for r in ("true", "false")
+    ]
+    one, two = (checkpoint.read_weights(r.path / "checkpoints" / "step-00000040") for r in runs)
+    assert all(torch.equal(one[key], two[key]) for key in one)

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_batch, make_objective
+from hybridvit.evaluation import probes
+
+
+def clusters(count: int, spread: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    centres = torch.eye(3, 8)
+    return centres[labels] + spread * torch.randn(count, 8, generator=generator), labels
+
+
+def brute_force_knn(
+    train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor], k: int
+) -> float:
+    """Weighted vote by cosine similarity, one test image at a time."""
+    hits = 0
+    for x, label in zip(*test, strict=True):
+        similarity = torch.cosine_similarity(x[None], train[0])
+        votes = torch.zeros(3)
+        for i in similarity.argsort(descending=True)[:k]:
+            votes[train[1][i]] += torch.exp(similarity[i] / 0.1)
+        hits += int(votes.argmax() == label)
+    return hits / len(test[1])
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0])
+def test_knn_equals_a_loop(spread: float) -> None:
+    train, test = clusters(90, spread, 0), clusters(60, spread, 1)
+    assert probes.knn_accuracy(train, test, 3) == brute_force_knn(train, test, probes.NEIGHBOURS)
+
+
+def test_knn_with_fewer_images_than_neighbours() -> None:
+    train, test = clusters(6, 0.1, 0), clusters(9, 0.1, 1)
+    assert probes.knn_accuracy(train, test, 3) == brute_force_knn(train, test, 6)
+
+
+def test_linear_probe_separates_what_is_separable_and_guesses_what_is_not() -> None:
+    assert probes.linear_accuracy(clusters(90, 0.05, 0), clusters(60, 0.05, 1)) == 1.0
+    noise = torch.Generator().manual_seed(2)
+    train = (torch.randn(90, 8, generator=noise), torch.arange(90) % 3)
+    test = (torch.randn(600, 8, generator=noise), torch.arange(600) % 3)
+    assert probes.linear_accuracy(train, test) == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_linear_probe_does_not_see_the_scale_of_features() -> None:
+    train, test = clusters(90, 0.5, 0), clusters(300, 0.5, 1)
+    scale = torch.logspace(-3, 3, 8)
+    scaled = probes.linear_accuracy((train[0] * scale, train[1]), (test[0] * scale, test[1]))
+    assert scaled == pytest.approx(probes.linear_accuracy(train, test), abs=0.01)
+
+
+def test_a_constant_feature_does_no_harm() -> None:
+    train, test = clusters(90, 0.05, 0), clusters(60, 0.05, 1)
+    train[0][:, 7] = test[0][:, 7] = 5.0
+    assert probes.linear_accuracy(train, test) == 1.0
+
+
+def test_features_are_those_of_the_frozen_model() -> None:
+    model = make_objective().model.train()
+    batches = [make_batch(4, seed=1), make_batch(3, seed=2)]
+    features, labels = probes.extract(model, batches)
+    assert model.training
+    expected = torch.cat([model.eval().features(b.images) for b in batches])
+    torch.testing.assert_close(features, expected.detach())
+    assert torch.equal(labels, torch.cat([b.labels for b in batches]))
+
+
+def test_nearest_pixels_equals_a_loop() -> None:
+    train, test = clusters(30, 0.6, 0), clusters(20, 0.6, 1)
+    hits = 0
+    for x, label in zip(*test, strict=True):
+        near = (train[0] - x).square().sum(1).argsort()[:5]
+        hits += int(train[1][near].bincount(minlength=3).argmax() == label)
+    arrays = [tuple(np.asarray(part) for part in split) for split in (train, test)]
+    assert probes.nearest_pixels(*arrays) == hits / 20  # type: ignore[arg-type]

@@ -1,0 +1,154 @@
+import pytest
+import torch
+
+from conftest import make_batch, make_objective
+from hybridvit.contracts import Tokens
+from hybridvit.objectives.masked_patch import MaskedPatch
+from hybridvit.objectives.masking import take
+from hybridvit.patches import patchify
+
+STEMS = ["linear", "resnet"]
+
+
+def make(stem: str = "linear", **args: object) -> MaskedPatch:
+    objective = make_objective("masked_patch", stem, **args)  # type: ignore[arg-type]
+    assert isinstance(objective, MaskedPatch)
+    # GroupNorm gains of 0 would hide what a residual branch mixes.
+    for name, parameter in objective.named_parameters():
+        if name.endswith("norm3.weight"):
+            torch.nn.init.ones_(parameter)
+    return objective
+
+
+def test_the_head_has_512_outputs_for_rgb_and_8_for_grey() -> None:
+    assert make().decoder.out_features == 512
+    assert make(channels=1).decoder.out_features == 8
+    assert make(target="downsampled").decoder.out_features == 16 * 512
+    assert make(target="pixels").decoder.out_features == 3 * 16
+
+
+def test_filling_before_the_stem_equals_masking_after_it_for_a_patch_local_stem() -> None:
+    # The paper masks embeddings. For a patch-local stem that is what filling pixels amounts to.
+    objective, batch = make("linear").double(), make_batch(6)
+    images = batch.images.double()
+    prediction = objective.predict(images, batch.key)
+    masked, source = prediction.corruption.masked, prediction.corruption.source
+    tokens = objective.model.tokens(images)  # of the uncorrupted images
+    swapped = take(tokens.x, source)
+    x = torch.where(masked[:, :, None], objective.mask_token, swapped)
+    z = objective.model.encoder(Tokens(x, tokens.grid))[:, 1:]
+    expected = objective.decoder(take(z, prediction.corruption.corrupted))
+    torch.testing.assert_close(prediction.outputs, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_what_the_stem_sees_equals_a_loop() -> None:
+    objective, batch = make(), make_batch(3)
+    seen, corruption, _ = objective.predict(batch.images, batch.key)
+    mean = torch.tensor([0.4, 0.5, 0.6])
+    for b in range(3):
+        for n in range(16):
+            row, column = 4 * (n // 4), 4 * (n % 4)
+            patch = seen[b, :, row : row + 4, column : column + 4]
+            if corruption.masked[b, n]:
+                expected = mean[:, None, None].expand(3, 4, 4)
+            else:
+                s = int(corruption.source[b, n])
+                expected = batch.images[
+                    b, :, 4 * (s // 4) : 4 * (s // 4) + 4, 4 * (s % 4) : 4 * (s % 4) + 4
+                ]
+            assert torch.equal(patch, expected)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("training", [True, False])
+def test_predictions_do_not_depend_on_hidden_pixels(stem: str, training: bool) -> None:
+    objective, batch = make(stem).train(training), make_batch(4)
+    images = batch.images.clone().requires_grad_()
+    outputs, corruption = _outputs(objective, images, batch.key)
+    outputs.square().sum().backward()
+    own = torch.arange(16)
+    hidden = corruption.masked | (corruption.source != own)
+    assert images.grad is not None
+    assert (patchify(images.grad, 4)[hidden] == 0).all()
+    assert (patchify(images.grad, 4)[~hidden] != 0).any()
+
+    noise = torch.rand_like(batch.images)
+    where = hidden[:, :, None].expand(-1, -1, 16).reshape(4, 4, 4, 4, 4).permute(0, 1, 3, 2, 4)
+    changed = torch.where(where.reshape(4, 1, 16, 16), noise, batch.images)
+    assert not torch.equal(changed, batch.images)
+    assert torch.equal(_outputs(objective, changed, batch.key)[0], outputs)
+
+
+def test_without_the_fill_a_mixing_stem_leaks_and_the_check_sees_it() -> None:
+    objective, batch = make("resnet").eval(), make_batch(2)
+    images = batch.images.clone().requires_grad_()
+    corruption = objective.predict(images, batch.key).corruption
+    tokens = objective.model.tokens(images)
+    x = torch.where(corruption.masked[:, :, None], objective.mask_token, tokens.x)
+    objective.model.encoder(Tokens(x, tokens.grid)).square().sum().backward()
+    assert images.grad is not None
+    assert (patchify(images.grad, 4)[corruption.masked] != 0).any()
+
+
+def _outputs(objective: MaskedPatch, images: torch.Tensor, key: torch.Tensor):  # type: ignore[no-untyped-def]
+    _, corruption, outputs = objective.predict(images, key)
+    return outputs, corruption
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("target", ["mean_color", "downsampled", "pixels"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_parameter_gets_a_gradient(stem: str, target: str, channels: int) -> None:
+    objective = make(stem, target=target, channels=channels)
+    objective(make_batch(8)).loss.backward()
+    without = [n for n, p in objective.named_parameters() if p.grad is None or not p.grad.any()]
+    # No class token is read, but the patches attend to it.
+    assert without == []
+
+
+def test_pictures_show_predictions_in_place() -> None:
+    objective, batch = make(target="pixels"), make_batch(2)
+    rows = objective.pictures(batch)
+    assert list(rows) == ["original", "seen", "prediction"]
+    assert all(row.shape == batch.images.shape for row in rows.values())
+    corrupted = objective.predict(batch.images, batch.key).corruption.corrupted
+    untouched = torch.ones(2, 16, dtype=torch.bool).scatter(1, corrupted, False)
+    assert torch.equal(
+        patchify(rows["prediction"], 4)[untouched], patchify(batch.images, 4)[untouched]
+    )
+
+
+def test_grey_pictures_stay_grey() -> None:
+    objective, batch = make(channels=1), make_batch(2)
+    batch.images = batch.images[:, :1].expand(-1, 3, -1, -1)
+    prediction = objective.pictures(batch)["prediction"]
+    assert torch.equal(prediction[:, 0], prediction[:, 2])
+
+
+def test_it_learns_what_can_be_known() -> None:
+    # Images of one colour: every hidden patch is known from any visible one.
+    objective, batch = make(), make_batch(32)
+    colors = torch.rand(32, 3, generator=torch.Generator().manual_seed(1)).round()
+    batch.images = colors[:, :, None, None].expand(-1, -1, 16, 16) * 0.9
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=5e-3)
+    for step in range(120):
+        batch.key = torch.arange(32) + 1000 * step
+        output = objective(batch)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    assert output.metrics["accuracy"] > 0.9
+    assert output.metrics["constant_guess_accuracy"] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"ratio": 0.0}, r"ratio=0.0 should be in \(0, 1\)"),
+        ({"masked": 0.8, "replaced": 0.3}, "at most 1 together"),
+        ({"target": "hue"}, "target='hue' should be"),
+    ],
+)
+def test_errors(args: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**args)

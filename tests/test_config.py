@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+
+from hybridvit import config
+from hybridvit.config import RunConfig
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_overrides_are_laid_over_files_over_defaults(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "train: {epochs: 5, batch_size: 32}\nseed: 1\n")
+    write(tmp_path, "b.yaml", "optim: {lr: 0.5}\ntrain: {epochs: 6}\n")
+    top = write(tmp_path, "c.yaml", "extends: [a.yaml, b.yaml]\nseed: 2\n")
+    loaded = config.load(top, ["train.batch_size=64"])
+    assert (loaded.train.epochs, loaded.train.batch_size) == (6, 64)
+    assert (loaded.optim.lr, loaded.seed, loaded.optim.momentum) == (0.5, 2, 0.9)
+
+
+def test_another_part_does_not_inherit_arguments(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "stem: {name: linear, args: {patch: 4}}\n")
+    top = write(tmp_path, "b.yaml", "extends: [a.yaml]\nstem: {name: resnet}\n")
+    assert config.load(top).stem.args == {}
+    assert config.load(tmp_path / "a.yaml", ["stem.name=resnet", "stem.args.width=0.5"]).stem.args == {
+        "width": 0.5
+    }
+    assert config.load(tmp_path / "a.yaml", ["stem.name=linear"]).stem.args == {"patch": 4}
+    assert config.load(tmp_path / "a.yaml", ["stem.args.patch=2"]).stem.args == {"patch": 2}
+
+
+def test_switching_twice_in_a_chain_keeps_only_the_last_arguments(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "stem: {name: linear, args: {patch: 4}}\n")
+    write(tmp_path, "b.yaml", "extends: [a.yaml]\nstem: {name: resnet, args: {width: 0.5}}\n")
+    top = write(tmp_path, "c.yaml", "extends: [b.yaml]\nstem: {name: linear, args: {bias: false}}\n")
+    assert config.load(top).stem.args == {"bias": False}
+
+
+def test_only_hybridvit_variables_are_read_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYBRIDVIT_DATA", "/somewhere")
+    monkeypatch.setenv("SECRET_TOKEN", "hush")
+    good = write(tmp_path, "a.yaml", "data: {args: {root: '${oc.env:HYBRIDVIT_DATA}'}}\n")
+    assert config.load(good).data.args["root"] == "/somewhere"
+    for text in ("${oc.env:SECRET_TOKEN}", "${ oc.env : SECRET_TOKEN}", "${oc.decode:x}"):
+        bad = write(tmp_path, "b.yaml", f"data: {{args: {{root: '{text}'}}}}\n")
+        with pytest.raises(ValueError, match="is not allowed"):
+            config.load(bad)
+
+
+def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    with pytest.raises(ValueError, match="aliases"):
+        config.load(write(tmp_path, "bomb.yaml", "\n".join(lines)))
+
+
+def test_tags_run_no_code(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    text = f"seed: !!python/object/apply:pathlib.Path.touch [{marker}]"
+    with pytest.raises(ValueError, match="not valid YAML"):
+        config.load(write(tmp_path, "tag.yaml", text))
+    assert not marker.exists()
+
+
+def test_hash_ignores_where_the_data_lie_and_nothing_else() -> None:
+    base = config.validate({"data": {"name": "cifar10", "args": {"root": "/a"}}})
+    same = config.validate({"data": {"name": "cifar10", "args": {"root": "/b", "download": True}}})
+    assert config.config_hash(base) == config.config_hash(same)
+    for other in ({"seed": 1}, {"stem": {"name": "resnet"}}, {"train": {"threads": 1}}):
+        changed = config.validate({"data": {"name": "cifar10"}, **other})
+        assert config.config_hash(changed) != config.config_hash(base)
+
+
+def test_hash_follows_the_results_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = config.config_hash(RunConfig())
+    monkeypatch.setattr(config, "RESULTS_VERSION", 999)
+    assert config.config_hash(RunConfig()) != before
+
+
+def test_resolved_round_trips() -> None:
+    loaded = config.validate({"optim": {"betas": [0.8, 0.9]}, "plugins": ["a:b"]})
+    assert config.validate(config.resolved(loaded)) == loaded
+
+
+def test_shipped_configs_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config.find("digits.yaml").is_file()
+    assert config.find("configs/digits.yaml").is_file()
+    with pytest.raises(ValueError, match=r"did you mean 'digits.yaml'\?"):
+        config.find("digit.yaml")

@@ -1,0 +1,125 @@
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from hybridvit.registry import Parts, Registry, fits, load_plugins, suggest
+
+
+class Thing:
+    """A thing of some size."""
+
+    def __init__(self, *, dim: int, size: int = 3, kind: Literal["a", "b"] = "a") -> None:
+        self.dim, self.size, self.kind = dim, size, kind
+
+
+def make() -> Registry[Thing]:
+    registry: Registry[Thing] = Registry("thing", given=("dim",))
+    registry.add("thing", Thing)
+    return registry
+
+
+def test_resolve_fills_in_defaults_but_not_what_the_framework_gives() -> None:
+    assert make().resolve("thing", {"size": 5}) == {"size": 5, "kind": "a"}
+
+
+def test_build_passes_both() -> None:
+    thing = make().build("thing", {"kind": "b"}, dim=7, unwanted=1)
+    assert (thing.dim, thing.size, thing.kind) == (7, 3, "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("thong", {}, r"unknown thing 'thong', did you mean 'thing'\?; choose from thing"),
+        ("thing", {"sise": 1}, r"no argument 'sise', did you mean 'size'\?; valid: size, kind"),
+        ("thing", {"dim": 1}, r"no argument 'dim'"),
+        ("thing", {"size": "big"}, r"size='big' should be int"),
+        ("thing", {"size": True}, r"size=True should be int"),
+        ("thing", {"size": 1.5}, r"size=1.5 should be int"),
+        ("thing", {"kind": "c"}, r"kind='c' should be"),
+    ],
+)
+def test_errors_name_the_value_and_the_valid_ones(
+    name: str, args: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make().resolve(name, args)
+
+
+def test_a_missing_argument_is_an_error() -> None:
+    registry: Registry[Thing] = Registry("thing")
+    registry.add("thing", Thing)
+    with pytest.raises(ValueError, match=r"thing 'thing' needs dim \(int\)"):
+        registry.resolve("thing", {})
+
+
+def test_registering_a_name_twice_names_the_first_owner() -> None:
+    with pytest.raises(ValueError, match=r"already registered by .*test_registry\.Thing"):
+        _add(make(), "thing", Thing)
+
+
+def _add(registry: Registry[Thing], name: str, factory: type[Thing]) -> None:
+    registry.add(name, factory)
+
+
+def test_open_ended_arguments_are_refused() -> None:
+    def loose(**kwargs: int) -> Thing:
+        return Thing(dim=1)
+
+    with pytest.raises(ValueError, match="name every argument"):
+        make().add("loose", loose)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        (1, float, True),
+        (True, float, False),
+        (None, int | None, True),
+        ("x", int | None, False),
+        ([1, 2], tuple[int, ...], True),
+        ([1, "2"], list[int], False),
+        ({"a": 1.5}, dict[str, float], True),
+        ({"a": "b"}, dict[str, float], False),
+        (1, Literal[1, 2], True),
+        (True, Literal[1, 2], False),
+    ],
+)
+def test_fits(value: object, annotation: object, expected: bool) -> None:
+    assert fits(value, annotation) is expected
+
+
+def test_suggest_is_silent_when_nothing_is_near() -> None:
+    assert suggest("zebra", ["linear", "resnet"]) == ""
+
+
+def test_plugin_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "local_stems.py").write_text(
+        "__version__ = '3.1'\n"
+        "class Mine:\n"
+        "    '''Mine.'''\n"
+        "def register(parts):\n"
+        "    parts.stems.add('mine', Mine)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    parts = Parts()
+    assert load_plugins(parts, ["local_stems:register"]) == {"local_stems:register": "3.1"}
+    assert parts.stems.summary("mine") == "Mine."
+    sys.modules.pop("local_stems")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:register", "cannot import 'no_such_module'"),
+        ("json:no_such_function", "has no 'no_such_function'"),
+        ("no_such_plugin", "is not installed; installed: "),
+    ],
+)
+def test_plugin_errors(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_plugins(Parts(), [name])
