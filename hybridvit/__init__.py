@@ -2,14 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from hybridvit.version import RESULTS_VERSION, __version__
+
 if TYPE_CHECKING:
     from hybridvit.interop.timm import from_timm, to_timm
-
-__version__ = "0.1.0"
-
-# Part of every run's hash. Raised when a release changes what the same config computes, so that
-# old and new results are never mixed in one comparison; the changelog says why.
-RESULTS_VERSION = 1
 
 __all__ = ["RESULTS_VERSION", "__version__", "from_timm", "to_timm"]
 

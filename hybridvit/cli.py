@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridvit import __version__
+from hybridvit.version import __version__
 
 if TYPE_CHECKING:
     from hybridvit.registry import Registry

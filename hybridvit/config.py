@@ -15,9 +15,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hybridvit import RESULTS_VERSION
 from hybridvit.data.augment import Augment
 from hybridvit.registry import fits, suggest, type_name
+from hybridvit.version import RESULTS_VERSION
 
 PARTS = ("data", "stem", "encoder", "objective")
 MAX_BYTES = 1 << 20

@@ -25,9 +25,9 @@ def test_another_part_does_not_inherit_arguments(tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", "stem: {name: linear, args: {patch: 4}}\n")
     top = write(tmp_path, "b.yaml", "extends: [a.yaml]\nstem: {name: resnet}\n")
     assert config.load(top).stem.args == {}
-    assert config.load(tmp_path / "a.yaml", ["stem.name=resnet", "stem.args.width=0.5"]).stem.args == {
-        "width": 0.5
-    }
+    assert config.load(
+        tmp_path / "a.yaml", ["stem.name=resnet", "stem.args.width=0.5"]
+    ).stem.args == {"width": 0.5}
     assert config.load(tmp_path / "a.yaml", ["stem.name=linear"]).stem.args == {"patch": 4}
     assert config.load(tmp_path / "a.yaml", ["stem.args.patch=2"]).stem.args == {"patch": 2}
 
@@ -35,7 +35,9 @@ def test_another_part_does_not_inherit_arguments(tmp_path: Path) -> None:
 def test_switching_twice_in_a_chain_keeps_only_the_last_arguments(tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", "stem: {name: linear, args: {patch: 4}}\n")
     write(tmp_path, "b.yaml", "extends: [a.yaml]\nstem: {name: resnet, args: {width: 0.5}}\n")
-    top = write(tmp_path, "c.yaml", "extends: [b.yaml]\nstem: {name: linear, args: {bias: false}}\n")
+    top = write(
+        tmp_path, "c.yaml", "extends: [b.yaml]\nstem: {name: linear, args: {bias: false}}\n"
+    )
     assert config.load(top).stem.args == {"bias": False}
 
 

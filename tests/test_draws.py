@@ -55,9 +55,7 @@ def test_draws_depend_on_the_key_alone() -> None:
 
 def test_image_keys_differ_in_every_argument() -> None:
     zero, index = torch.zeros(100, dtype=torch.int64), torch.arange(100)
-    keys = torch.cat(
-        [draws.image_keys(s, zero + e, index) for s in range(3) for e in range(3)]
-    )
+    keys = torch.cat([draws.image_keys(s, zero + e, index) for s in range(3) for e in range(3)])
     assert keys.unique().numel() == 900
 
 

@@ -95,9 +95,7 @@ def test_suggest_is_silent_when_nothing_is_near() -> None:
     assert suggest("zebra", ["linear", "resnet"]) == ""
 
 
-def test_plugin_from_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plugin_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "local_stems.py").write_text(
         "__version__ = '3.1'\n"
         "class Mine:\n"

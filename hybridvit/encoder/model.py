@@ -5,6 +5,7 @@ Parameter names are timm's, so that weights move between the two without a table
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -67,9 +68,8 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        _check(
-            dim, depth, heads, registers, class_token, pool, (dropout, attention_dropout, drop_path)
-        )
+        rates = (dropout, attention_dropout, drop_path)
+        _check(dim, depth, heads, registers, class_token, pool, rates)
         self.grid, self.dim, self.depth = grid, dim, depth
         self.pool_kind = pool
         self.position_on_prefix = position_on_prefix
@@ -77,48 +77,22 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
+        learned = position == "learned_1d"
         length = grid[0] * grid[1] + (self.prefix if position_on_prefix else 0)
-        self.pos_embed = (
-            nn.Parameter(torch.empty(1, length, dim)) if position == "learned_1d" else None
-        )
-
-        def norm(wanted: bool) -> nn.Module:
-            return nn.LayerNorm(dim, norm_eps) if wanted else nn.Identity()
-
+        self.pos_embed = nn.Parameter(torch.empty(1, length, dim)) if learned else None
+        norm = partial(_norm, dim, norm_eps)
         self.norm_pre = norm(pre_norm)
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    Attention(
-                        dim,
-                        heads,
-                        bias=qkv_bias,
-                        qk_norm=qk_norm,
-                        norm_eps=norm_eps,
-                        dropout=attention_dropout,
-                    ),
-                    make_mlp(mlp, dim, int(dim * mlp_ratio), activation, dropout),
-                    dim,
-                    norm_eps=norm_eps,
-                    layer_scale=layer_scale,
-                    dropout=dropout,
-                    drop_path=drop_path * i / max(1, depth - 1),
-                )
-                for i in range(depth)
-            )
-        )
+        self.blocks = nn.Sequential()
+        for i in range(depth):
+            attn = Attention(dim, heads, bias=qkv_bias, qk_norm=qk_norm, norm_eps=norm_eps,
+                             dropout=attention_dropout)  # fmt: skip
+            layers = make_mlp(mlp, dim, int(dim * mlp_ratio), activation, dropout)
+            rate = drop_path * i / max(1, depth - 1)
+            self.blocks.append(Block(attn, layers, dim, norm_eps, layer_scale, dropout, rate))
         self.norm = norm(final_norm and not fc_norm)
-        self.attn_pool = (
-            AttentionPool(
-                dim,
-                heads,
-                mlp_ratio=mlp_ratio,
-                norm_eps=norm_eps,
-                activation=make_activation(activation),
-            )
-            if pool == "map"
-            else None
-        )
+        act = make_activation(activation)
+        self.attn_pool = AttentionPool(dim, heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps,
+                                       activation=act) if pool == "map" else None  # fmt: skip
         self.fc_norm = norm(final_norm and fc_norm)
         self._init_weights()
 
@@ -177,7 +151,6 @@ class Block(nn.Module):
         attn: Attention,
         mlp: nn.Module,
         dim: int,
-        *,
         norm_eps: float,
         layer_scale: float | None,
         dropout: float,
@@ -252,6 +225,10 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
+
+
+def _norm(dim: int, eps: float, wanted: bool) -> nn.Module:
+    return nn.LayerNorm(dim, eps) if wanted else nn.Identity()
 
 
 def make_activation(name: Activation) -> nn.Module:

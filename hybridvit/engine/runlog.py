@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from hybridvit import RESULTS_VERSION, __version__
+from hybridvit.version import RESULTS_VERSION, __version__
 
 SCHEMA = 1
 PACKAGES = (

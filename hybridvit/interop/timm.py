@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from timm.layers.activations import GELU, GELUTanh
 from timm.layers.activations import QuickGELU as TimmQuickGELU
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.layers.attention import Attention
 from timm.layers.attention_pool import AttentionPoolLatent
 from timm.layers.classifier import ClassifierHead
@@ -378,7 +379,7 @@ def _stem(embed: Any) -> Stem:
             return LinearStem(dim=dim, patch=embed.patch_size[0], bias=bias)
     _need(type(embed.proj) in (nn.Conv2d, nn.Identity), f"proj={_name(embed.proj)} of HybridEmbed")
     options = _resnet_options(embed.backbone)
-    if options is not None and getattr(embed.proj, "bias", None) is not None:
+    if options is not None and isinstance(embed.proj, nn.Conv2d):
         with torch.device("meta"):
             dim, patch = embed.proj.out_channels, embed.patch_size[0]
             stem = ResNetStem(dim=dim, patch=patch, **options)
@@ -389,7 +390,9 @@ def _stem(embed: Any) -> Stem:
             return stem
     # A small image measures the stride as well as a large one.
     size = 8 * embed.feature_ratio[0]
-    return FeatureMapStem(copy.deepcopy(embed.backbone), copy.deepcopy(embed.proj), size)
+    mapped = FeatureMapStem(copy.deepcopy(embed.backbone), copy.deepcopy(embed.proj), size)
+    _need(mapped.patch_px == embed.feat_ratio(), "a backbone whose stride depends on the image")
+    return mapped
 
 
 def _resnet_options(backbone: Any) -> dict[str, Any] | None:
@@ -419,8 +422,9 @@ def _is_bit(module: Any, groups: int) -> bool:
     if type(module) is StdConv2dSame:
         plain = module.eps == 1e-8 and module.bias is None and module.groups == 1
         square = len({*module.kernel_size}) == len({*module.stride}) == 1
-        # Without dynamic padding: stride 1 and an odd kernel, where SAME padding is symmetric.
-        same = module.same_pad or module.padding[0] == module.kernel_size[0] // 2
+        # SAME padding is symmetric, and then fixed, for stride 1 and odd kernels.
+        fixed = module.stride == (1, 1) and module.padding[0] == module.kernel_size[0] // 2
+        same = module.same_pad or fixed
         return plain and square and same and module.dilation == (1, 1)
     if type(module) is GroupNormAct:
         return module.num_groups == groups and module.eps == 1e-5 and module.affine
@@ -429,12 +433,11 @@ def _is_bit(module: Any, groups: int) -> bool:
     if type(module) is Bottleneck:
         inner = type(module.norm1.act) is type(module.norm2.act) is nn.ReLU
         return inner and _is_identity(module.norm3.act) and _is_identity(module.drop_path)
-    if type(module) is ClassifierHead:
-        return bool(module.global_pool.pool_type == "")  # a pooled map is no grid of tokens
     if type(module) is ResNetV2:
         return _is_identity(module.norm)
-    known = (nn.Sequential, ResNetStage, DownsampleConv, nn.ReLU, nn.Identity, nn.Dropout)
-    return type(module) in known or _name(module) == "SelectAdaptivePool2d"
+    # The head does nothing: HybridEmbed takes feature maps, not pooled features or logits.
+    head = (ClassifierHead, SelectAdaptivePool2d, nn.Dropout)
+    return type(module) in (nn.Sequential, ResNetStage, DownsampleConv, nn.ReLU, nn.Identity, *head)
 
 
 def _fused_gates(state: dict[str, Tensor]) -> dict[str, Tensor]:

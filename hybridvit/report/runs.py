@@ -162,8 +162,8 @@ def read_run(path: Path) -> Run:
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Runs at the paths: run directories, or folders that hold some up to four levels below.
 
-    Runs of one kind with the same hash are the same experiment and count once: a complete one if there is one,
-    else the first. A note says so where their results differ.
+    Runs of one kind with the same hash are the same experiment and count once: a complete one if
+    there is one, else the first. A note says so where their results differ.
 
     Raises:
         ValueError: a path does not exist or holds no run, or a run is broken.

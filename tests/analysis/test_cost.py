@@ -38,8 +38,14 @@ def test_masked_prediction_counts_its_head() -> None:
 
 
 def test_convolution_flops_equal_a_hand_count() -> None:
-    args = {"width": 0.125, "blocks": [], "root_kernel": 3, "root_stride": 1,
-            "root_pool": False, "patch": 4}
+    args = {
+        "width": 0.125,
+        "blocks": [],
+        "root_kernel": 3,
+        "root_stride": 1,
+        "root_pool": False,
+        "patch": 4,
+    }
     objective = make_objective(stem="resnet", stem_args={**args, "strides": None})
     linear = cost.measure(make_objective(), (16, 16)).forward_flops - 2 * 16 * 48 * 16
     root = 2 * 16 * 16 * 3 * 9 * 8

@@ -5,8 +5,13 @@ from hybridvit.stems import STEMS
 
 
 def root_only(kernel: int, stride: int, pool: bool) -> dict[str, object]:
-    return {"width": 0.125, "blocks": (), "root_kernel": kernel, "root_stride": stride,
-            "root_pool": pool}
+    return {
+        "width": 0.125,
+        "blocks": (),
+        "root_kernel": kernel,
+        "root_stride": stride,
+        "root_pool": pool,
+    }
 
 
 @pytest.mark.parametrize(

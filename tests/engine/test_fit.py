@@ -42,8 +42,16 @@ def run(  # type: ignore[no-untyped-def]
         lambda progress: seen["save"].append(progress.step),
     )
     engine.fit(
-        fabric, wrapped, objective, fabric_optimizer, None, loader or Loader(), IMAGES, config,
-        Progress(steps_done), calls,
+        fabric,
+        wrapped,
+        objective,
+        fabric_optimizer,
+        None,
+        loader or Loader(),
+        IMAGES,
+        config,
+        Progress(steps_done),
+        calls,
     )
     return objective, seen
 
@@ -75,9 +83,12 @@ def test_the_loop_equals_the_steps_written_out() -> None:
     trained, _ = run(config(epochs=1.0))
     objective = make_objective()
     optimizer = torch.optim.AdamW(
-        [{"params": g["params"], "weight_decay": g["weight_decay"]}
-         for g in make_optimizer(objective, OptimConfig()).param_groups],
-        lr=1e-3 / 16, betas=(0.9, 0.95),
+        [
+            {"params": g["params"], "weight_decay": g["weight_decay"]}
+            for g in make_optimizer(objective, OptimConfig()).param_groups
+        ],
+        lr=1e-3 / 16,
+        betas=(0.9, 0.95),
     )
     objective.train()
     for i, batch in enumerate(Loader().batches(0, 4)):
@@ -132,8 +143,10 @@ def test_a_loss_that_is_not_finite_changes_no_weight() -> None:
         optim=OptimConfig(schedule="constant"),
     )
     before = make_objective()
-    run(RunConfig(train=TrainConfig(epochs=0.75, batch_size=16), optim=setup.optim),
-        objective=before)
+    run(
+        RunConfig(train=TrainConfig(epochs=0.75, batch_size=16), optim=setup.optim),
+        objective=before,
+    )
     with pytest.raises(Diverged, match="not finite at step 4"):
         run(setup, Loader(poison=3), objective=poisoned)
     assert torch.equal(weights(poisoned), weights(before))
@@ -143,8 +156,12 @@ def test_a_loss_that_is_not_finite_changes_no_weight() -> None:
 def test_frozen_weights_stay_and_others_move() -> None:
     objective = make_objective()
     start = {n: p.detach().clone() for n, p in objective.named_parameters()}
-    run(RunConfig(train=TrainConfig(epochs=1.0, batch_size=16),
-                  optim=OptimConfig(freeze=["model.stem"])), objective=objective)
+    run(
+        RunConfig(
+            train=TrainConfig(epochs=1.0, batch_size=16), optim=OptimConfig(freeze=["model.stem"])
+        ),
+        objective=objective,
+    )
     for name, parameter in objective.named_parameters():
         moved = not torch.equal(parameter, start[name])
         assert moved != name.startswith("model.stem"), name
@@ -173,5 +190,3 @@ def test_a_fixed_batch_is_overfitted() -> None:
     )
     _, seen = run(setup, Fixed())
     assert seen["log"][-1][1]["train/loss"] < 0.1
-
-

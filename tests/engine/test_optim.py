@@ -23,7 +23,9 @@ def test_weight_decay_leaves_out_norms_biases_tokens_and_positions() -> None:
     assert decayed | spared == {n for n, _ in objective.named_parameters()}
     # Every weight of a linear or convolutional layer is decayed.
     weights = {
-        f"{n}.weight" for n, m in modules.items() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)
+        f"{n}.weight"
+        for n, m in modules.items()
+        if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)
     }
     assert decayed == weights
 

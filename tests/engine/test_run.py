@@ -48,7 +48,10 @@ def lines(folder: Path) -> list[dict[str, float]]:
 def test_a_run_leaves_its_whole_record(tmp_path: Path) -> None:
     outcome = train(
         load("objective.name=masked_patch", "eval.probes=[knn,linear]"),
-        name="digits", out=tmp_path / "run", arm={"stem": "linear"}, show=False,
+        name="digits",
+        out=tmp_path / "run",
+        arm={"stem": "linear"},
+        show=False,
     )
     assert outcome.status == "complete"
     record = read(outcome.path, "run.json")
@@ -59,7 +62,10 @@ def test_a_run_leaves_its_whole_record(tmp_path: Path) -> None:
     assert record["packages"]["torch"] == torch.__version__.split("+")[0]  # type: ignore[index]
     results = read(outcome.path, "summary.json")["results"]
     assert results.keys() == {  # type: ignore[attr-defined]
-        "test/knn", "test/linear", "untrained/test/knn", "untrained/test/linear"
+        "test/knn",
+        "test/linear",
+        "untrained/test/knn",
+        "untrained/test/linear",
     }
     assert (outcome.path / "config.yaml").is_file()
     logged = [line["step"] for line in lines(outcome.path) if "train/loss" in line]
@@ -119,12 +125,22 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_piece(
             for p in (whole.path, resumed.path)
         )
         assert all(torch.equal(one[key], two[key]) for key in one)
-    assert read(whole.path, "summary.json")["results"] == read(resumed.path, "summary.json")["results"]
+    assert (
+        read(whole.path, "summary.json")["results"] == read(resumed.path, "summary.json")["results"]
+    )
 
 
 def test_ctrl_c_in_a_terminal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hybridvit.cli", "train", "digits.yaml", *SMALL,
-               "train.epochs=500", f"out={tmp_path / 'run'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "hybridvit.cli",
+        "train",
+        "digits.yaml",
+        *SMALL,
+        "train.epochs=500",
+        f"out={tmp_path / 'run'}",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120

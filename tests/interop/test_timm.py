@@ -34,6 +34,7 @@ import hybridvit
 from hybridvit.contracts import Stem, Tokens
 from hybridvit.encoder.model import Encoder, HybridViT
 from hybridvit.encoder.presets import ENCODERS
+from hybridvit.interop.timm import _ratio
 from hybridvit.stems.linear import LinearStem
 from hybridvit.stems.resnet import ResNetStem
 from hybridvit.stems.timm import FeatureMapStem, timm_stem
@@ -158,6 +159,12 @@ def bn_backbone() -> nn.Module:
     )
 
 
+def edited_bit(part: str, name: str, value: Any) -> nn.Module:
+    backbone = bit()
+    setattr(backbone.get_submodule(part), name, value)
+    return backbone
+
+
 SMALL: dict[str, Callable[[], Any]] = {
     "plain": vit,
     "no_bias": partial(vit, qkv_bias=False),
@@ -201,6 +208,18 @@ SMALL: dict[str, Callable[[], Any]] = {
     "resnet_pre_norm": lambda: hybrid(bit(), pre_norm=True),
     "resnet_symmetric": lambda: hybrid(bit(conv_layer=partial(StdConv2d, eps=1e-8), stem_type="")),
     "resnet_eps": lambda: hybrid(bit(conv_layer=partial(StdConv2dSame, eps=0.1))),
+    "resnet_padding": lambda: hybrid(
+        bit(conv_layer=partial(StdConv2dSame, eps=1e-8, padding=""))
+    ),
+    "resnet_norm_eps": lambda: hybrid(
+        bit(norm_layer=partial(timm.layers.GroupNormAct, num_groups=4, eps=0.1))
+    ),
+    "resnet_groups": lambda: hybrid(edited_bit("stages.1.blocks.0.norm2", "num_groups", 2)),
+    "resnet_no_relu": lambda: hybrid(edited_bit("stages.0.blocks.0.norm1", "act", nn.Identity())),
+    "resnet_dilated_conv": lambda: hybrid(
+        edited_bit("stages.1.blocks.0.conv2", "dilation", (2, 2))
+    ),
+    "resnet_no_proj": lambda: hybrid(bit(), embed={"proj": False}, embed_dim=64),
     "resnet_silu": lambda: hybrid(bit(act_layer=nn.SiLU)),
     "resnet_wide": lambda: hybrid(bit(channels=(64, 128), stem_chs=16)),
     "resnet_deep_root": lambda: hybrid(bit(stem_type="deep_same")),
@@ -280,6 +299,12 @@ def test_every_tensor_of_ours_matters(name: str) -> None:
         seen += 1
     assert error(theirs, ours, x) < 1e-10  # all of it put back
     assert seen >= len(list(theirs.parameters())) + 2 - (4 if name == "swiglu" else 0)
+
+
+def test_mlp_ratio_gives_back_the_hidden_width() -> None:
+    pairs = [(dim, hidden) for dim in range(1, 100) for hidden in range(1, 400)]
+    assert any(int(dim * (hidden / dim)) != hidden for dim, hidden in pairs)
+    assert all(int(dim * _ratio(hidden, dim)) == hidden for dim, hidden in pairs)
 
 
 # --- what is carried over beside the outputs ---
@@ -491,6 +516,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "patch": (partial(vit, patch_size=(8, 4)), r"patch_size=\(8, 4\)"),
     "rest": (partial(vit, img_size=20), r"img_size=\(20, 20\)"),
     "grey": (partial(vit, in_chans=1), "in_chans=1"),
+    "pooled": (
+        lambda: hybrid(nn.Sequential(bn_backbone(), nn.AdaptiveAvgPool2d(4))),
+        "stride depends on the image",
+    ),
     "depth": (partial(vit, depth=0, global_pool="avg"), "depth=0"),
     "distilled": (partial(timm.create_model, "deit_tiny_distilled_patch16_224"), "distillation"),
     "relpos": (partial(timm.create_model, "vit_relpos_small_patch16_224", depth=1), "relative"),
