@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from hybridvit.version import __version__
 
@@ -40,9 +40,16 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Argument errors in one line, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"hybridvit: {message}; see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="hybridvit",
         description="Pure and hybrid vision transformers: swap the stem, swap the objective, "
         "compare honestly.",
@@ -74,9 +81,6 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--plugin", action="append", default=[], help="module:function or name")
     add("doctor", _doctor, "versions, threads, compiler, GPU and disk of this machine")
     return top
-
-
-_Parser = argparse.ArgumentParser
 
 
 def _train(arguments: argparse.Namespace) -> int:

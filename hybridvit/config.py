@@ -215,7 +215,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)):
             raise ValueError(f"{path}: YAML aliases (*name) are not allowed; write the value out")
-        content = parse(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise ValueError(f"{path}: should hold sections such as 'stem:', not a {root.id}")
+        content = parse(text) if root is not None else {}
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file") from None
     except OSError as error:
@@ -225,9 +228,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f" at line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).split("\n")[0]
         raise ValueError(f"{path}: not valid YAML{where}: {problem}") from None
-    if not isinstance(content or {}, dict):
-        raise ValueError(f"{path}: should hold sections such as 'stem:', not a {type_of(content)}")
-    return dict(content or {})
+    return dict(content)
 
 
 def parse(text: str) -> Any:
@@ -311,13 +312,6 @@ def config_hash(config: RunConfig) -> str:
         content["data"]["args"].pop(key, None)
     text = json.dumps([RESULTS_VERSION, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def type_of(value: Any) -> str:
-    """A value's type in YAML's words."""
-    return {"dict": "mapping", "NoneType": "null", "str": "text"}.get(
-        type(value).__name__, type(value).__name__
-    )
 
 
 def _bind(schema: Any, values: Any, path: str) -> Any:

@@ -19,7 +19,7 @@ def describe(config: RunConfig) -> str:
     dataset = build.make_dataset(config, parts)
     spec = dataset.spec()
     objective = build.make_objective(config, parts, spec)
-    model = describe_model(objective, spec)
+    model = describe_model(objective, spec, config)
     parameters, flops = model["parameters"], model["flops"]
     spent = cost.Cost(flops["forward"], flops["backward"], model["activation_bytes"])
     memory = cost.memory_bytes(spent, parameters["total"], config.train.batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def train(
             "seed": config.seed,
             **environment(),
             "data": session.describe_data(),
-            "model": describe_model(session.objective, session.dataset.spec()),
+            "model": describe_model(session.objective, session.dataset.spec(), config),
             "plugins": plugins,
             "error": None,
         }
@@ -115,6 +116,10 @@ def check_same_run(
         )
 
 
+# Fabric's notes on precision and devices are in the record; warnings still show.
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
+
 class Session:
     """What one process needs to carry a run on: data, objective, optimizer, Fabric."""
 
@@ -134,6 +139,17 @@ class Session:
         self.val_split = subset(self.dataset.train, held_out)
         resident = config.data.resident
         self.resident = fits(self.dataset.train) if resident is None else resident
+        self.loader = TrainLoader(
+            self.train_split,
+            config.data.augment,
+            self.dataset.image_size,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            device=self.fabric.device,
+            resident=self.resident,
+            workers=config.data.workers,
+        )
+        self.length = len(self.train_split)
         self.objective = build.make_objective(config, parts, self.dataset.spec())
         self.optimizer = make_optimizer(self.objective, config.optim)
         self.average = (
@@ -186,21 +202,12 @@ class Session:
     def fit(self) -> Progress:
         """Set up, resume if there is a checkpoint, and train to the end."""
         config, fabric = self.config, self.fabric
-        augment = config.data.augment
-        loader = TrainLoader(
-            self.train_split,
-            augment,
-            self.dataset.image_size,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            device=fabric.device,
-            resident=self.resident,
-            workers=config.data.workers,
-        )
-        self.length = len(self.train_split)
-        progress = self._resume()
+        path = checkpoint.latest(self.directory.checkpoints)
+        progress = self._load(path) if path else Progress()
         compiled: Any = torch.compile(self.objective) if config.train.compile else self.objective
         objective, optimizer = fabric.setup(compiled, self.optimizer)
+        if path:  # now that the parameters are where their state must be
+            self.optimizer.load_state_dict(checkpoint.read_optimizer(path))
         if self.average is not None:
             self.average.to(fabric.device)
         steps = total_steps(config, self.length)
@@ -216,7 +223,7 @@ class Session:
             self.objective,
             optimizer,
             self.average,
-            loader,
+            self.loader,
             self.length,
             config,
             progress,
@@ -353,16 +360,13 @@ class Session:
         first: Batch = next(iter(self.batches(few)))
         return first
 
-    def _resume(self) -> Progress:
-        path = checkpoint.latest(self.directory.checkpoints)
-        if path is None:
-            return Progress()
+    def _load(self, path: Path) -> Progress:
+        """Weights and progress of a checkpoint."""
         manifest = checkpoint.read_manifest(path)
         self.objective.load_state_dict(checkpoint.read_weights(path))
         if self.average is not None:
             self.average.module.load_state_dict(checkpoint.read_weights(path, checkpoint.EMA))
             self.average.n_averaged.fill_(manifest["step"])
-        self.optimizer.load_state_dict(checkpoint.read_optimizer(path))
         return Progress(manifest["step"], **manifest["progress"])
 
     def _close(self, record: dict[str, Any], status: str, error: str | None) -> None:
@@ -371,10 +375,11 @@ class Session:
             self.tensorboard.close()
 
 
-def describe_model(objective: Objective, spec: DataSpec) -> dict[str, Any]:
+def describe_model(objective: Objective, spec: DataSpec, config: RunConfig) -> dict[str, Any]:
     """Tokens, stride, receptive field, parameters and FLOPs of an objective's model."""
     stem, grid = objective.model.stem, objective.model.encoder.grid
-    spent = cost.measure(objective, spec.image_size)
+    micro_batch = config.train.batch_size // config.train.accumulate
+    spent = cost.measure(objective, spec.image_size, micro_batch)
     size = min(spec.image_size)
     size -= size % stem.patch_px
     seen = receptive_field(stem, size)

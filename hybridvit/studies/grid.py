@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from hybridvit import build
 from hybridvit import config as configs
 from hybridvit.config import RunConfig
 from hybridvit.registry import fits, suggest
@@ -205,7 +206,9 @@ def _arms(axes: dict[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
 
 def _cell(name: str, merged: Any, arm: dict[str, str], kind: str = "train") -> Cell:
     try:
-        return Cell(name, configs.validate(configs.to_plain(merged)), arm, kind)
+        config = configs.validate(configs.to_plain(merged))
+        build.resolve(config, build.make_parts(config.plugins)[0])
+        return Cell(name, config, arm, kind)
     except ValueError as error:
         raise ValueError(f"cell {name}: {error}") from None
 

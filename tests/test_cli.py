@@ -1,0 +1,254 @@
+"""The command line as a user meets it: what it prints, and that mistakes end in one line."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybridvit.cli import main
+
+TINY = ["encoder.args.dim=16", "encoder.args.depth=1", "encoder.args.heads=2", "train.epochs=1"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of a command that must end with exit code 2."""
+    try:
+        code = main(list(arguments))
+    except SystemExit as end:
+        code = int(end.code or 0)
+    printed = capsys.readouterr()
+    assert code == 2, printed
+    lines = printed.err.splitlines()
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("hybridvit: ")
+    assert printed.out == ""
+    return lines[0]
+
+
+BAD_ARGUMENTS: list[tuple[list[str], str]] = [
+    ([], "required: COMMAND"),
+    (["trian"], "invalid choice: 'trian'"),
+    (["train"], "required: config"),
+    (["list", "stem"], "no list of 'stem', did you mean 'stems'?"),
+    (["list", "--plugin", "nothing"], "'nothing' is not installed"),
+    (["train", "no_such.yaml"], "no config file 'no_such.yaml'"),
+    (["train", "digits"], "did you mean 'digits.yaml'?"),
+    (["study", "no_such.yaml"], "no study file 'no_such.yaml'"),
+    (["report", "no_such_folder"], "no_such_folder"),
+]
+
+BAD_OVERRIDES: list[tuple[str, str]] = [
+    ("train.epochs", "should be key.path=value"),
+    ("=3", "should be key.path=value"),
+    ("train.epohs=3", "unknown key 'train.epohs', did you mean 'epochs'?"),
+    ("trian.epochs=3", "unknown key 'trian', did you mean 'train'?"),
+    ("train=3", "train should be a section"),
+    ("train.epochs=many", "train.epochs='many' should be float"),
+    ("train.epochs=0", "train.epochs=0 should be above 0"),
+    ("train.epochs=[1", "is not valid YAML"),
+    ("train.batch_size=0", "train.batch_size=0 should be at least 1"),
+    ("train.batch_size=1.5", "train.batch_size=1.5 should be int"),
+    ("train.accumulate=3", "should be a divisor of train.batch_size"),
+    ("train.precision=fp8", "train.precision='fp8' should be"),
+    ("train.ema=1", "train.ema=1 should be in (0, 1)"),
+    ("optim.lr=-1", "optim.lr=-1 should be above 0"),
+    ("optim.name=adam", "optim.name='adam' should be"),
+    ("optim.betas=[0.9]", "two numbers in [0, 1)"),
+    ("optim.freeze=[model.steam]", "no parameter lies under 'model.steam'"),
+    ("optim.lr_factors={nothing: 2}", "no parameter lies under 'nothing'"),
+    ("seed=-1", "seed=-1 should be in [0, 2^32)"),
+    ("seed=one", "seed='one' should be int"),
+    ("plugins=[no_such:thing]", "cannot import 'no_such'"),
+    ("plugins=my_stems", "plugins='my_stems' should be list[str]"),
+    ("stem.name=linaer", "unknown stem 'linaer', did you mean 'linear'?"),
+    ("stem.args.pach=2", "no argument 'pach', did you mean 'patch'?"),
+    ("stem.args.patch=3", "stride 3, which does not divide images of 8 x 8 px"),
+    ("stem.args.patch=0", "patch=0 must be at least 1 pixel"),
+    ("stem={name: resnet, args: {width: 0.3}}", "width=0.3 must be a multiple of 1/32"),
+    ("stem={name: resnet, args: {blocks: [1], strides: [1, 2]}}", "2 strides for 1 stages"),
+    ("stem={name: timm, args: {backbone: resnet26x}}", "resnet26x"),
+    ("encoder.name=medium", "unknown encoder 'medium'"),
+    ("encoder.args.heads=5", "heads=5 must divide dim=16"),
+    ("encoder.args.pool=max", "pool='max' should be"),
+    ("encoder.args.dropout=1.0", "must be in [0, 1)"),
+    ("objective.name=superwised", "did you mean 'supervised'?"),
+    ("objective.args.label_smoothing=2.0", "label_smoothing=2.0 should be in [0, 1)"),
+    ("objective={name: masked_patch, args: {target: downsampled}}", "side that 4 divides"),
+    ("objective={name: masked_patch, args: {ratio: 1.5}}", "ratio=1.5 should be in (0, 1)"),
+    ("objective.args.mixup=0.5 train.batch_size=7", "is odd"),
+    ("data.name=cifar", "unknown dataset 'cifar', did you mean 'cifar10'?"),
+    ("data.val_fraction=1", "data.val_fraction=1 should be in [0, 1)"),
+    ("data.args.image_size=0", "image_size=0 should be"),
+    ("data.augment.crop=random", "crop='random' should be"),
+    ("data.augment={crop: pad, pad: 8}", "pad=8 should be smaller"),
+    ("data={name: cifar10, args: {root: /nowhere}}", "/nowhere"),
+    ("data={name: image_folder, args: {root: /nowhere}}", "/nowhere"),
+    ("data={name: image_folder}", "needs root"),
+    ("eval.probes=[svm]", "eval.probes=['svm'] should be"),
+    ("out=", "out= needs a directory"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BAD_ARGUMENTS)
+def test_bad_arguments_end_in_one_line(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(("override", "expected"), BAD_OVERRIDES, ids=[o for o, _ in BAD_OVERRIDES])
+def test_bad_overrides_end_in_one_line(
+    override: str,
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = override.split(" ") if " train." in override else [override]
+    assert expected in refused(capsys, "train", "digits.yaml", *TINY, *overrides)
+
+
+BAD_FILES: list[tuple[str, str]] = [
+    ("train: [", "not valid YAML at line"),
+    ("- a\n- b\n", "should hold sections"),
+    ("hello", "should hold sections"),
+    ("seed: 1\nseed: 2\n", "duplicate key"),
+    ("extends: base.yaml", "extends should be a list"),
+    ("extends: [nothing.yaml]", "extends 'nothing.yaml', which is not in"),
+    ("extends: [bad.yaml]", "extends itself"),
+    ("stem: {args: {patch: 4}}", "stem needs a name"),
+    ("data: {args: {root: '${oc.env:HOME}'}}", "is not allowed"),
+    ("seed: ${nothing}", "nothing"),
+    ("a: &a [1]\nb: *a\n", "aliases"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD_FILES)
+def test_bad_files_end_in_one_line(
+    text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert expected in refused(capsys, "train", str(path))
+
+
+def test_a_file_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    assert "not a text file" in refused(capsys, "train", str(path))
+
+
+def test_a_folder_as_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no config file" in refused(capsys, "train", str(tmp_path))
+
+
+def test_a_directory_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused(capsys, "train", "digits.yaml", *TINY, f"out={tmp_path / 'file' / 'run'}")
+    assert "cannot write to" in line
+
+
+def test_a_truncated_data_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", 60000), ("t10k", 10000)):
+        header = struct.pack(">IIII", 2051, count, 28, 28)
+        (raw / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + b"\0" * 100))
+        labels = struct.pack(">II", 2049, count)
+        (raw / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels + b"\0" * 10))
+    line = refused(
+        capsys, "train", "fashion_mnist.yaml", f"data.args.root={tmp_path}", f"out={tmp_path}/run"
+    )
+    assert "ubyte" in line
+
+
+BAD_STUDIES: list[tuple[str, str]] = [
+    ("title: a\n", "needs 'question'"),
+    ("{title: a, question: b, config: digits.yaml, axis: {}}", "did you mean 'axes'?"),
+    ("{title: a, question: b, config: digit.yaml, axes: {}}", "did you mean 'digits.yaml'?"),
+    ("{title: a, question: b, config: digits.yaml, axes: {x: {}}}", "should map names"),
+    ("{title: a, question: b, config: digits.yaml, axes: {x: {y: 3}}}", "should be a set"),
+    ("{title: a, question: b, config: digits.yaml, axes: {x: {y: {seeds: 3}}}}", "'seeds'"),
+    ("{title: a, question: b, config: digits.yaml, axes: {}, seeds: []}", "seeds is empty"),
+    ("{title: a, question: b, config: digits.yaml, axes: {x: {y: {}, z: {}}}}", "the same run"),
+    ("{title: a, question: b, config: digits.yaml, axes: {}, threads: 0}", "threads=0"),
+    ("{title: a, question: b, config: digits.yaml, axes: {x: {y: {stem: {name: q}}}}}",
+     "unknown stem 'q'"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD_STUDIES)
+def test_bad_studies_end_in_one_line_before_anything_runs(
+    text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    out = tmp_path / "out"
+    assert expected in refused(capsys, "study", str(path), "--out", str(out))
+    assert not out.exists()
+
+
+def test_list_shows_every_part_with_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("linear  Linear map", "patch: int = 16", "masked_patch  Predict half",
+                 "cifar10", "giant", "digits.yaml"):
+        assert text in printed
+    assert main(["list", "stems"]) == 0
+    assert "cifar10" not in capsys.readouterr().out
+
+
+def test_describe_counts_the_papers_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["data.args.image_size=224", "stem.args.patch=16", "encoder={name: tiny}"]
+    assert main(["describe", "digits.yaml", *arguments]) == 0
+    printed = capsys.readouterr().out
+    for text in ("196 (14 x 14)", "16 px", "patch-local", "GiB"):
+        assert text in printed
+
+
+def test_train_report_and_train_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits.yaml", *TINY]) == 0
+    assert "test/accuracy" in capsys.readouterr().out
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("digits-")
+    assert main(["train", "digits.yaml", *TINY]) == 0
+    assert "already complete" in capsys.readouterr().out
+    assert main(["report", "runs"]) == 0
+    assert "report: report/report.html" in capsys.readouterr().out
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("python", "packages", "torchvision", "threads", "compiler", "gpu", "disk"):
+        assert name in printed
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = "import sys\nfrom hybridvit.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\nprint([m for m in ('torch', 'timm', 'omegaconf', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_list_imports_neither_timm_nor_torchvision() -> None:
+    code = "import sys\nfrom hybridvit.cli import main\nmain(['list'])\nprint([m for m in ('timm', 'torchvision', 'lightning_fabric', 'sklearn', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_report_does_not_import_torch(tmp_path: Path) -> None:
+    code = "import sys\nfrom hybridvit.cli import main\nmain(['report', 'none'])\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

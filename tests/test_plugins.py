@@ -1,0 +1,151 @@
+"""Parts from outside the repository, by both routes, trained from a YAML file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODULE = '''
+"""A stem and an objective that hybridvit does not know."""
+import torch
+from torch import nn
+from hybridvit.contracts import Objective, StepOutput, Stem, Tokens
+
+__version__ = "1.2.3"
+
+
+class SpaceToDepth(Stem):
+    """Pixels of a patch as channels, then a 1x1 convolution."""
+
+    is_patch_local = True
+
+    def __init__(self, *, dim: int, patch_px: int = 8) -> None:
+        super().__init__()
+        self.patch_px = patch_px
+        self.net = nn.Sequential(nn.PixelUnshuffle(patch_px), nn.Conv2d(3 * patch_px**2, dim, 1))
+
+    def forward(self, images, visible=None):
+        x = self.net(images)
+        return Tokens(x.flatten(2).mT, (x.shape[-2], x.shape[-1]))
+
+
+class Brightness(Objective):
+    """Predict the mean of the image."""
+
+    def __init__(self, *, model, data, scale: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self.scale = scale
+        self.head = nn.Linear(model.encoder.dim, 1)
+
+    def forward(self, batch):
+        target = self.scale * batch.images.mean(dim=(1, 2, 3))
+        loss = (self.head(self.model.features(batch.images))[:, 0] - target).square().mean()
+        return StepOutput(loss, {"loss": loss.detach()})
+
+
+def register(parts):
+    parts.stems.add("space_to_depth", SpaceToDepth)
+    parts.objectives.add("brightness", Brightness)
+'''
+
+SETUP = """
+[metadata]
+name = my-stems
+version = 4.5.6
+[options]
+py_modules = my_stems
+[options.entry_points]
+hybridvit.plugins =
+    my_stems = my_stems:register
+"""
+
+CONFIG = """
+extends: [digits.yaml]
+plugins: ["{plugin}"]
+stem: {{name: space_to_depth, args: {{patch_px: 2}}}}
+objective: {{name: brightness, args: {{scale: 2.0}}}}
+encoder: {{args: {{dim: 16, depth: 1, heads: 2}}}}
+train: {{epochs: 2}}
+eval: {{probes: [knn]}}
+"""
+
+
+def write_package(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "my_stems.py").write_text(MODULE)
+    (folder / "setup.cfg").write_text(SETUP)
+    (folder / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+    )
+    return folder
+
+
+def run(folder: Path, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    command = [sys.executable, "-m", "hybridvit.cli", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A user's folder with a config that extends a shipped one."""
+    from hybridvit.config import shipped_folder
+
+    for name in ("base.yaml", "digits.yaml"):
+        (tmp_path / name).write_text((shipped_folder() / name).read_text())
+    return tmp_path
+
+
+def check_record(project: Path, plugin: str, version: str) -> None:
+    record = json.loads((project / "out" / "run.json").read_text())
+    assert record["status"] == "complete"
+    assert record["plugins"] == {plugin: version}
+    assert record["model"]["tokens"] == 16
+    metrics = [json.loads(line) for line in (project / "out" / "metrics.jsonl").open()]
+    losses = [m["train/loss"] for m in metrics if "train/loss" in m]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_a_module_in_the_working_directory(project: Path) -> None:
+    (project / "my_stems.py").write_text(MODULE)
+    (project / "mine.yaml").write_text(CONFIG.format(plugin="my_stems:register"))
+    done = run(project, "train", "mine.yaml", "out=out", "train.log_every=10")
+    assert done.returncode == 0, done.stderr
+    check_record(project, "my_stems:register", "1.2.3")
+
+
+def test_an_installed_package(project: Path) -> None:
+    package, site = write_package(project / "package"), project / "site"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index",
+               "--no-build-isolation", "--target", str(site), str(package)]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (project / "mine.yaml").write_text(CONFIG.format(plugin="my_stems"))
+    done = run(project, "train", "mine.yaml", "out=out", "train.log_every=10", path=site)
+    assert done.returncode == 0, done.stderr
+    check_record(project, "my_stems", "4.5.6")
+
+    listed = run(project, "list", "--plugin", "my_stems", path=site).stdout
+    assert "space_to_depth  Pixels of a patch as channels" in listed
+    assert "patch_px: int = 8" in listed
+    # Installed but not named: unknown.
+    unnamed = run(project, "train", "digits.yaml", "stem.name=space_to_depth", path=site)
+    assert unnamed.returncode == 2
+    assert "unknown stem 'space_to_depth'" in unnamed.stderr
+
+
+def test_a_plugin_that_takes_a_built_in_name(project: Path) -> None:
+    text = MODULE.replace('"space_to_depth"', '"linear"')
+    (project / "my_stems.py").write_text(text)
+    done = run(project, "train", "digits.yaml", "plugins=[my_stems:register]")
+    assert done.returncode == 2
+    assert "already registered by hybridvit.stems.linear.LinearStem" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
