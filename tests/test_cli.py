@@ -180,8 +180,10 @@ BAD_STUDIES: list[tuple[str, str]] = [
     ("{title: a, question: b, config: digits.yaml, axes: {}, seeds: []}", "seeds is empty"),
     ("{title: a, question: b, config: digits.yaml, axes: {x: {y: {}, z: {}}}}", "the same run"),
     ("{title: a, question: b, config: digits.yaml, axes: {}, threads: 0}", "threads=0"),
-    ("{title: a, question: b, config: digits.yaml, axes: {x: {y: {stem: {name: q}}}}}",
-     "unknown stem 'q'"),
+    (
+        "{title: a, question: b, config: digits.yaml, axes: {x: {y: {stem: {name: q}}}}}",
+        "unknown stem 'q'",
+    ),
 ]
 
 
@@ -199,8 +201,14 @@ def test_bad_studies_end_in_one_line_before_anything_runs(
 def test_list_shows_every_part_with_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
-    for text in ("linear  Linear map", "patch: int = 16", "masked_patch  Predict half",
-                 "cifar10", "giant", "digits.yaml"):
+    for text in (
+        "linear  Linear map",
+        "patch: int = 16",
+        "masked_patch  Predict half",
+        "cifar10",
+        "giant",
+        "digits.yaml",
+    ):
         assert text in printed
     assert main(["list", "stems"]) == 0
     assert "cifar10" not in capsys.readouterr().out
@@ -236,19 +244,23 @@ def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> No
         assert name in printed
 
 
-def test_help_needs_no_heavy_import() -> None:
-    code = "import sys\nfrom hybridvit.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\nprint([m for m in ('torch', 'timm', 'omegaconf', 'numpy') if m in sys.modules])"
+def modules_after(arguments: list[str], names: tuple[str, ...]) -> list[str]:
+    """Those of `names` that a fresh process has imported after a command."""
+    code = (
+        "import sys\n"
+        "from hybridvit.cli import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        f"print(*[name for name in {names!r} if name in sys.modules])\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    return done.stdout.splitlines()[-1].split()
 
 
-def test_list_imports_neither_timm_nor_torchvision() -> None:
-    code = "import sys\nfrom hybridvit.cli import main\nmain(['list'])\nprint([m for m in ('timm', 'torchvision', 'lightning_fabric', 'sklearn', 'scipy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_report_does_not_import_torch(tmp_path: Path) -> None:
-    code = "import sys\nfrom hybridvit.cli import main\nmain(['report', 'none'])\nprint('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
+def test_commands_import_only_what_they_need() -> None:
+    heavy = ("torch", "timm", "torchvision", "lightning_fabric", "sklearn", "scipy")
+    assert modules_after(["--help"], (*heavy, "omegaconf", "numpy", "yaml")) == []
+    assert modules_after(["list"], heavy) == ["torch"]
+    assert modules_after(["report", "nothing"], heavy) == []

@@ -86,7 +86,9 @@ def write_package(folder: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *arguments: str, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
     command = [sys.executable, "-m", "hybridvit.cli", *arguments]
     return subprocess.run(
@@ -124,8 +126,19 @@ def test_a_module_in_the_working_directory(project: Path) -> None:
 
 def test_an_installed_package(project: Path) -> None:
     package, site = write_package(project / "package"), project / "site"
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index",
-               "--no-build-isolation", "--target", str(site), str(package)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--target",
+        str(site),
+        str(package),
+    ]
     done = subprocess.run(install, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     (project / "mine.yaml").write_text(CONFIG.format(plugin="my_stems"))

@@ -1,11 +1,14 @@
-"""What a config is and costs, in words, without training it."""
+"""What a model is and costs, as a record and in words, without training it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from hybridvit import build
 from hybridvit.analysis import cost
+from hybridvit.analysis.receptive_field import mixes_globally, receptive_field
 from hybridvit.config import RunConfig
-from hybridvit.engine.run import describe_model
+from hybridvit.contracts import DataSpec, Objective
 
 
 def describe(config: RunConfig) -> str:
@@ -39,3 +42,30 @@ def describe(config: RunConfig) -> str:
         f"{config.train.batch_size}",
     }
     return "\n".join(f"{name:15} {text}" for name, text in rows.items())
+
+
+def describe_model(objective: Objective, spec: DataSpec, config: RunConfig) -> dict[str, Any]:
+    """Tokens, stride, receptive field, parameters and FLOPs of an objective's model."""
+    stem, grid = objective.model.stem, objective.model.encoder.grid
+    micro_batch = config.train.batch_size // config.train.accumulate
+    spent = cost.measure(objective, spec.image_size, micro_batch)
+    size = min(spec.image_size)
+    size -= size % stem.patch_px
+    seen = receptive_field(stem, size)
+    return {
+        "tokens": grid[0] * grid[1],
+        "grid": list(grid),
+        "patch_px": stem.patch_px,
+        "patch_local": stem.is_patch_local,
+        "receptive_field": _sees(seen, size, mixes_globally(stem, size)),
+        "parameters": cost.parameters(objective),
+        "flops": {"forward": spent.forward_flops, "backward": spent.backward_flops},
+        "activation_bytes": spent.activation_bytes,
+    }
+
+
+def _sees(convolutions: int | None, size: int, is_global: bool) -> str:
+    side = "none" if convolutions is None else f"{convolutions} px"
+    if convolutions == size:
+        side = f"the whole {size} px image"
+    return f"{side} by convolution, global by normalisation statistics" if is_global else side

@@ -15,16 +15,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from hybridvit import build
-from hybridvit.analysis import cost
-from hybridvit.analysis.receptive_field import mixes_globally, receptive_field
 from hybridvit.config import RunConfig, config_hash, resolved
-from hybridvit.contracts import Batch, DataSpec, Objective
+from hybridvit.contracts import Batch, Objective
 from hybridvit.data.dataset import Dataset
 from hybridvit.data.loader import TrainLoader, eval_batches
 from hybridvit.data.resident import fits
 from hybridvit.data.splits import Split, fingerprint, split_validation, subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.engine import checkpoint
+from hybridvit.engine.describe import describe_model
 from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_steps
 from hybridvit.engine.optim import make_optimizer
 from hybridvit.engine.pictures import write_rows
@@ -373,33 +372,6 @@ class Session:
         self.directory.write_record({**record, "status": status, "error": error})
         if self.tensorboard is not None:
             self.tensorboard.close()
-
-
-def describe_model(objective: Objective, spec: DataSpec, config: RunConfig) -> dict[str, Any]:
-    """Tokens, stride, receptive field, parameters and FLOPs of an objective's model."""
-    stem, grid = objective.model.stem, objective.model.encoder.grid
-    micro_batch = config.train.batch_size // config.train.accumulate
-    spent = cost.measure(objective, spec.image_size, micro_batch)
-    size = min(spec.image_size)
-    size -= size % stem.patch_px
-    seen = receptive_field(stem, size)
-    return {
-        "tokens": grid[0] * grid[1],
-        "grid": list(grid),
-        "patch_px": stem.patch_px,
-        "patch_local": stem.is_patch_local,
-        "receptive_field": _sees(seen, size, mixes_globally(stem, size)),
-        "parameters": cost.parameters(objective),
-        "flops": {"forward": spent.forward_flops, "backward": spent.backward_flops},
-        "activation_bytes": spent.activation_bytes,
-    }
-
-
-def _sees(convolutions: int | None, size: int, is_global: bool) -> str:
-    side = "none" if convolutions is None else f"{convolutions} px"
-    if convolutions == size:
-        side = f"the whole {size} px image"
-    return f"{side} by convolution, global by normalisation statistics" if is_global else side
 
 
 def _sentence(results: dict[str, float]) -> str:

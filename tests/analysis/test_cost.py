@@ -1,7 +1,7 @@
 import pytest
 import torch
-
 from conftest import make_objective
+
 from hybridvit.analysis import cost
 
 

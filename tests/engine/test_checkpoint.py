@@ -30,7 +30,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_only_the_newest_is_kept(tmp_path: Path) -> None:
     write(tmp_path, 3)
     newest = write(tmp_path, 12)
-    assert [p for p in tmp_path.iterdir()] == [newest]
+    assert list(tmp_path.iterdir()) == [newest]
 
 
 @pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.EMA, checkpoint.OPTIMIZER])
@@ -72,6 +72,6 @@ def test_a_pickle_in_a_checkpoint_runs_nothing(tmp_path: Path) -> None:
 
     path = write(tmp_path)
     torch.save({"state": Evil()}, path / checkpoint.OPTIMIZER)
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         checkpoint.read_optimizer(path)
     assert not (tmp_path / "ran").exists()

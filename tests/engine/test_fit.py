@@ -2,9 +2,9 @@ import itertools
 
 import pytest
 import torch
+from conftest import make_batch, make_objective
 from lightning_fabric import Fabric
 
-from conftest import make_batch, make_objective
 from hybridvit.config import OptimConfig, RunConfig, TrainConfig
 from hybridvit.engine import fit as engine
 from hybridvit.engine.fit import Calls, Diverged, Progress

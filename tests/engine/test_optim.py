@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-
 from conftest import make_objective
+
 from hybridvit.config import OptimConfig
 from hybridvit.engine import optim
 

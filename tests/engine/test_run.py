@@ -166,7 +166,7 @@ def test_a_diverged_run_is_recorded_as_that(tmp_path: Path) -> None:
 
 def test_another_configs_directory_is_refused(tmp_path: Path) -> None:
     train(load(), name="a", out=tmp_path / "a", show=False)
-    with pytest.raises(ValueError, match="holds the run .* of another config"):
+    with pytest.raises(ValueError, match=r"holds the run .* of another config"):
         train(load("seed=1"), name="a", out=tmp_path / "a", show=False)
 
 

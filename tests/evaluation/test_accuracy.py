@@ -1,6 +1,6 @@
 import torch
-
 from conftest import make_batch, make_objective
+
 from hybridvit.evaluation.accuracy import accuracy
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-
 from conftest import make_batch, make_objective
+
 from hybridvit.evaluation import probes
 
 

@@ -34,7 +34,7 @@ import hybridvit
 from hybridvit.contracts import Stem, Tokens
 from hybridvit.encoder.model import Encoder, HybridViT
 from hybridvit.encoder.presets import ENCODERS
-from hybridvit.interop.timm import _ratio
+from hybridvit.interop.timm_options import ratio
 from hybridvit.stems.linear import LinearStem
 from hybridvit.stems.resnet import ResNetStem
 from hybridvit.stems.timm import FeatureMapStem, timm_stem
@@ -304,7 +304,7 @@ def test_every_tensor_of_ours_matters(name: str) -> None:
 def test_mlp_ratio_gives_back_the_hidden_width() -> None:
     pairs = [(dim, hidden) for dim in range(1, 100) for hidden in range(1, 400)]
     assert any(int(dim * (hidden / dim)) != hidden for dim, hidden in pairs)
-    assert all(int(dim * _ratio(hidden, dim)) == hidden for dim, hidden in pairs)
+    assert all(int(dim * ratio(hidden, dim)) == hidden for dim, hidden in pairs)
 
 
 # --- what is carried over beside the outputs ---

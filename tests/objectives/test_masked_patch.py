@@ -1,7 +1,7 @@
 import pytest
 import torch
-
 from conftest import make_batch, make_objective
+
 from hybridvit.contracts import Tokens
 from hybridvit.objectives.masked_patch import MaskedPatch
 from hybridvit.objectives.masking import take

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_batch, make_objective
 from scipy import stats
 
-from conftest import make_batch, make_objective
 from hybridvit.objectives import supervised
 from hybridvit.objectives.supervised import Supervised
 

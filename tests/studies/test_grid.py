@@ -27,8 +27,13 @@ axes:
 seeds: [0, 1]
 pixels: true
 """
-TINY = ["encoder.args.dim=8", "encoder.args.depth=1", "encoder.args.heads=1", "train.epochs=1",
-        "train.log_every=5"]
+TINY = [
+    "encoder.args.dim=8",
+    "encoder.args.depth=1",
+    "encoder.args.heads=1",
+    "train.epochs=1",
+    "train.log_every=5",
+]
 
 
 def write(folder: Path, text: str = STUDY) -> Path:
@@ -43,7 +48,9 @@ def test_cells_are_the_product_of_axes_and_seeds(tmp_path: Path) -> None:
     assert study.name == "0009-mine"
     assert [c.name for c in study.cells] == ["pixels"] + [
         f"{stem}-{lr}-seed{seed}"
-        for stem in ("linear", "coarse") for lr in ("low", "high") for seed in (0, 1)
+        for stem in ("linear", "coarse")
+        for lr in ("low", "high")
+        for seed in (0, 1)
     ]
     last = study.cells[-1]
     assert last.arm == {"stem": "coarse", "lr": "high"}
@@ -111,8 +118,17 @@ def test_pixel_baselines_are_what_scikit_learn_says(tmp_path: Path) -> None:
 
 def test_ctrl_c_saves_the_cells_and_the_same_command_goes_on(tmp_path: Path) -> None:
     study, out = write(tmp_path / "s"), tmp_path / "out"
-    command = [sys.executable, "-m", "hybridvit.cli", "study", str(study), *TINY,
-               "train.epochs=300", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "hybridvit.cli",
+        "study",
+        str(study),
+        *TINY,
+        "train.epochs=300",
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
