@@ -222,6 +222,19 @@ def test_describe_counts_the_papers_tokens(capsys: pytest.CaptureFixture[str]) -
         assert text in printed
 
 
+def test_describe_plans_for_data_that_are_not_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = f"data={{name: imagenet, args: {{root: {tmp_path}, image_size: 224}}}}"
+    arguments = [data, "encoder={name: base, args: {}}", "stem.args.patch=16"]
+    assert main(["describe", "digits.yaml", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "imagenet is not here; assumed: 224 px, 1000 classes" in printed
+    assert "total 86,567,656" in printed  # timm's vit_base_patch16_224
+    missing = f"data={{name: cifar10, args: {{root: {tmp_path}}}}}"
+    assert "say data.args.image_size" in refused(capsys, "describe", "digits.yaml", missing)
+
+
 def test_train_report_and_train_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

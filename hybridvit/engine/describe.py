@@ -9,6 +9,9 @@ from hybridvit.analysis import cost
 from hybridvit.analysis.receptive_field import mixes_globally, receptive_field
 from hybridvit.config import RunConfig
 from hybridvit.contracts import DataSpec, Objective
+from hybridvit.registry import Parts
+
+ASSUMED_CLASSES = 1000
 
 
 def describe(config: RunConfig) -> str:
@@ -19,8 +22,7 @@ def describe(config: RunConfig) -> str:
     """
     parts, _ = build.make_parts(config.plugins)
     config = build.resolve(config, parts)
-    dataset = build.make_dataset(config, parts)
-    spec = dataset.spec()
+    spec, data = _spec(config, parts)
     objective = build.make_objective(config, parts, spec)
     model = describe_model(objective, spec, config)
     parameters, flops = model["parameters"], model["flops"]
@@ -28,8 +30,7 @@ def describe(config: RunConfig) -> str:
     memory = cost.memory_bytes(spent, parameters["total"], config.train.batch_size)
     h, w = model["grid"]
     rows = {
-        "data": f"{dataset.name}, {len(dataset.train)} training images of "
-        f"{spec.image_size[0]} x {spec.image_size[1]} px, {spec.classes} classes",
+        "data": data,
         "stem": f"{config.stem.name} ({'patch-local' if model['patch_local'] else 'mixes'})",
         "objective": config.objective.name,
         "tokens": f"{model['tokens']} ({h} x {w})",
@@ -42,6 +43,23 @@ def describe(config: RunConfig) -> str:
         f"{config.train.batch_size}",
     }
     return "\n".join(f"{name:15} {text}" for name, text in rows.items())
+
+
+def _spec(config: RunConfig, parts: Parts) -> tuple[DataSpec, str]:
+    """What the model must fit, and how it is known; a set that is not here may still be planned
+    for, if the config says its image size."""
+    size = config.data.args.get("image_size")
+    try:
+        dataset = build.make_dataset(config, parts)
+    except ValueError as error:
+        if not size:
+            raise ValueError(f"{error}; or say data.args.image_size to describe it without") from None
+        spec = DataSpec(ASSUMED_CLASSES, (size, size), 3, (0.5,) * 3, (0.5,) * 3)
+        return spec, f"{config.data.name} is not here; assumed: {size} px, 1000 classes, colour"
+    spec = dataset.spec()
+    height, width = spec.image_size
+    text = f"{dataset.name}, {len(dataset.train)} training images of {height} x {width} px"
+    return spec, f"{text}, {spec.classes} classes"
 
 
 def describe_model(objective: Objective, spec: DataSpec, config: RunConfig) -> dict[str, Any]:

@@ -375,6 +375,8 @@ class Session:
 
 
 def _sentence(results: dict[str, float]) -> str:
+    if not results:
+        return "complete; nothing to evaluate: set eval.probes=[knn,linear] to probe its features"
     return ", ".join(f"{name} {value:.1%}" for name, value in results.items())
 
 
