@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 
 from hybridvit import draws
 from hybridvit.config import PARTS, PartConfig, RunConfig, shipped_folder
-from hybridvit.contracts import DataSpec, Objective
+from hybridvit.contracts import DataSpec, Objective, Stem
 from hybridvit.data.catalog import datasets_table
 from hybridvit.encoder.model import HybridViT
 from hybridvit.encoder.presets import ENCODERS
@@ -77,6 +78,7 @@ def make_model(config: RunConfig, parts: Parts, spec: DataSpec) -> HybridViT:
     with seeded(config.seed, "stem"):
         stem = parts.stems.build(config.stem.name, config.stem.args, dim=encoder_args["dim"])
     grid = grid_of(spec.image_size, stem.patch_px, config.stem)
+    check_stem(stem, config.stem.name, spec.image_size, (*grid, encoder_args["dim"]))
     with seeded(config.seed, "encoder"):
         encoder = parts.encoders.build(config.encoder.name, config.encoder.args, grid=grid)
     return HybridViT(stem, encoder, mean=spec.mean, std=spec.std)
@@ -107,12 +109,34 @@ def grid_of(size: tuple[int, int], patch_px: int, stem: PartConfig) -> tuple[int
     return size[0] // patch_px, size[1] // patch_px
 
 
+def check_stem(
+    stem: Stem, name: str, size: tuple[int, int], expected: tuple[int, int, int]
+) -> None:
+    """See by shape alone whether a stem gives the tokens that its declared stride promises.
+
+    Raises:
+        ValueError: another grid (h, w) or width D.
+    """
+    try:
+        tokens = copy.deepcopy(stem).to("meta").eval()(torch.empty(1, 3, *size, device="meta"))
+    except NotImplementedError:  # shapes that depend on the data show only in training
+        return
+    found, (h, w, dim) = (*tokens.grid, tokens.x.shape[-1]), expected
+    if found != expected or tokens.x.shape[1] != h * w:
+        raise ValueError(
+            f"stem {name!r} declares patch_px={stem.patch_px}, hence {h} x {w} tokens of width "
+            f"{dim} for {size[0]} x {size[1]} px, but gives x {tuple(tokens.x.shape)} and grid "
+            f"{tokens.grid}"
+        )
+
+
 @contextmanager
 def seeded(seed: int, stream: str) -> Iterator[None]:
     """Torch's generator seeded by (seed, stream) inside, as it was outside."""
-    with torch.random.fork_rng():
+    # Parts are made on the CPU; forking the GPUs' generators would start a context on each.
+    with torch.random.fork_rng(devices=[]):
         key = draws.fold(torch.tensor(seed), draws.stream(stream))
-        torch.manual_seed(int(key))
+        torch.default_generator.manual_seed(int(key))
         yield
 
 

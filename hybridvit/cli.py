@@ -4,6 +4,7 @@ them, so that `--help` is immediate."""
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -30,14 +31,16 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"hybridvit: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        print(f"hybridvit: {error.strerror}: {error.filename}", file=sys.stderr)
+        text = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        print(f"hybridvit: {text}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("hybridvit: stopped", file=sys.stderr)
         return EXIT_CODES["stopped"]
-    except BrokenPipeError:
-        return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,7 +123,7 @@ def _study(arguments: argparse.Namespace) -> int:
 
     from hybridvit.report import find_runs, text_table, write_report
 
-    runs = find_runs([out])
+    runs = find_runs([out / cell.name for cell in study.cells if (out / cell.name).is_dir()])
     page = write_report(runs, out, title=study.title, question=study.question, longer=study.longer)
     print(text_table(runs, longer=study.longer))
     print(f"\nreport: {page}")

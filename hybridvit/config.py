@@ -57,7 +57,7 @@ class OptimConfig:
 
     `lr` is per 256 images of batch size. `lr_factors` multiplies it and `freeze` stops it for all
     parameters whose name starts with a given prefix, such as `model.stem`. `layer_decay` d gives
-    the block k layers below the last the factor d^k.
+    norm and head the factor 1, the last block d, the one before d^2, and so on down to the stem.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -90,6 +90,12 @@ class OptimConfig:
             "above 0, or null for no clipping",
         )
         _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "in (0, 1]")
+        _require(
+            all(factor >= 0 for factor in self.lr_factors.values()),
+            "optim.lr_factors",
+            self.lr_factors,
+            "factors of at least 0",
+        )
 
 
 @dataclass(frozen=True)
@@ -197,9 +203,12 @@ def compose(path: Path, trail: tuple[Path, ...] = ()) -> DictConfig:
         raise ValueError(f"{path.name}: extends should be a list of files, not {bases!r}")
     merged = OmegaConf.create({})
     for base in bases:
-        if not (path.parent / base).is_file():
-            raise ValueError(f"{path.name}: extends {base!r}, which is not in {path.parent}")
-        merged = overlay(merged, compose(path.parent / base, (*trail, path)))
+        found = [p for p in (path.parent / base, shipped_folder() / base) if p.is_file()]
+        if not found:
+            raise ValueError(
+                f"{path.name}: extends {base!r}, which is neither in {path.parent} nor shipped"
+            )
+        merged = overlay(merged, compose(found[0], (*trail, path)))
     return overlay(merged, OmegaConf.create(own))
 
 
@@ -279,11 +288,12 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
         ValueError: another resolver, or a reference to nothing.
     """
     text = json.dumps(OmegaConf.to_container(config, resolve=False), default=str)
-    for resolver in re.findall(r"\$\{\s*([\w.]+\s*:[^}]*)\}", text):
-        if not re.fullmatch(r"oc\.env:HYBRIDVIT_\w+(,.*)?", resolver.replace(" ", "")):
+    # Each resolver by itself: one may stand in another's default.
+    for resolver, first in re.findall(r"\$\{\s*([\w.]+)\s*:\s*(\w*)", text):
+        if resolver != "oc.env" or not first.startswith("HYBRIDVIT_"):
             raise ValueError(
-                f"config: ${{{resolver}}} is not allowed; only ${{oc.env:HYBRIDVIT_...}} is, "
-                "because resolved values are written to the run's record"
+                f"config: ${{{resolver}:{first}}} is not allowed; only ${{oc.env:HYBRIDVIT_...}} "
+                "is, because resolved values are written to the run's record"
             )
     try:
         return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
@@ -306,10 +316,14 @@ def resolved(config: RunConfig) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Eight hex digits that name what is computed: where the data lie is left out."""
+    """Eight hex digits that name what is computed.
+
+    Where a known data set lies is left out; a folder of one's own is known by its place alone.
+    """
     content = resolved(config)
-    for key in ("root", "download"):
-        content["data"]["args"].pop(key, None)
+    if config.data.name != "image_folder":
+        content["data"]["args"].pop("root", None)
+    content["data"]["args"].pop("download", None)
     text = json.dumps([RESULTS_VERSION, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -67,8 +67,9 @@ class Stem(nn.Module, ABC):
         Args:
             images: (B, 3, H, W); H and W are multiples of `patch_px`. Hidden pixels are filled
                 before they arrive.
-            visible: (B, h, w) bool, False where a patch is hidden. A stem may use it to do better
-                than the fill; it may also ignore it.
+            visible: (B, h, w) bool, False where a patch holds no content but the fill (one that
+                was replaced shows another, visible patch). A stem may use it to do better than
+                the fill; it may also ignore it.
         """
 
 

@@ -25,7 +25,11 @@ def stream(name: str) -> int:
 
 def fold(key: Tensor, value: Tensor | int) -> Tensor:
     """A new key from a key and an integer; shapes broadcast, dtype int64."""
-    return _mix(key * 31 + (torch.as_tensor(value, device=key.device) + 1) * _GOLDEN)
+    if isinstance(value, int):
+        # As Python's integer: a tensor of it would have to be copied to the device.
+        step = (value + 1) * _GOLDEN % 2**64
+        return _mix(key * 31 + (step - 2**64 if step >= 2**63 else step))
+    return _mix(key * 31 + (value + 1) * _GOLDEN)
 
 
 def image_keys(seed: int, epoch: Tensor, index: Tensor) -> Tensor:

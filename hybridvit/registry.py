@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import inspect
+import math
 import sys
 import types
 import typing
@@ -33,7 +35,8 @@ class Registry(Generic[T]):
         """Register a factory.
 
         Raises:
-            ValueError: the name is taken; a parameter is `*args`, `**kwargs`, or lacks a type.
+            ValueError: the name is taken; a parameter is `*args` or `**kwargs`, has no type, or
+                one that a config cannot hold.
         """
         owner = f"{_unwrap(factory).__module__}.{_unwrap(factory).__qualname__}"
         if name in self.factories:
@@ -46,6 +49,12 @@ class Registry(Generic[T]):
                 raise ValueError(
                     f"{self.kind} {name!r} ({owner}) takes *{p.name}; name every argument instead, "
                     "so that a typo in a config is an error"
+                )
+            if p.name not in self.given and not _is_plain(_hint(factory, p)):
+                raise ValueError(
+                    f"{self.kind} {name!r} ({owner}): {p.name} needs a plain type that a config "
+                    f"can hold, such as int, list[str] or float | None, not "
+                    f"{type_name(_hint(factory, p))}"
                 )
         self.factories[name] = factory
         self.owners[name] = owner
@@ -103,7 +112,9 @@ class Registry(Generic[T]):
 
     def summary(self, name: str) -> str:
         """First line of the part's docstring."""
-        return (inspect.getdoc(_unwrap(self.factories[name])) or "").split("\n")[0]
+        factory = self.factories[name]
+        own = None if factory.__doc__ == functools.partial.__doc__ else inspect.getdoc(factory)
+        return (own or inspect.getdoc(_unwrap(factory)) or "").split("\n")[0]
 
 
 @dataclass
@@ -189,6 +200,14 @@ def _hint(factory: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     return annotation
 
 
+def _is_plain(annotation: Any) -> bool:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal or annotation in (bool, int, float, str, type(None), Any):
+        return True
+    containers = (list, tuple, dict, typing.Union, types.UnionType)
+    return origin in containers and all(_is_plain(a) for a in args if a is not Ellipsis)
+
+
 def fits(value: Any, annotation: Any) -> bool:
     """Whether a YAML value has an annotated type; ints pass as floats, lists as tuples."""
     if annotation in (Any, inspect.Parameter.empty):
@@ -205,7 +224,5 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is None or annotation is type(None):
         return value is None
     if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, annotation)
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is annotation

@@ -35,6 +35,7 @@ def make_objective(
     size: int = 16,
     *,
     stem_args: dict[str, object] | None = None,
+    encoder_args: dict[str, object] | None = None,
     channels: int = 3,
     seed: int = 0,
     **args: object,
@@ -43,7 +44,7 @@ def make_objective(
     defaults: dict[str, dict[str, object]] = {"linear": {"patch": 4}, "resnet": SMALL_RESNET}
     config = RunConfig(
         stem=PartConfig(stem, defaults.get(stem, {}) | (stem_args or {})),
-        encoder=PartConfig("vit", TINY_ENCODER),
+        encoder=PartConfig("vit", TINY_ENCODER | (encoder_args or {})),
         objective=PartConfig(objective, args),
         seed=seed,
     )

@@ -60,6 +60,10 @@ BAD_OVERRIDES: list[tuple[str, str]] = [
     ("optim.name=adam", "optim.name='adam' should be"),
     ("optim.betas=[0.9]", "two numbers in [0, 1)"),
     ("optim.freeze=[model.steam]", "no parameter lies under 'model.steam'"),
+    ("optim.lr_factors={model: -1}", "factors of at least 0"),
+    ("train.epochs=.inf", "train.epochs=inf should be float"),
+    ("encoder.args.mlp_ratio=-1", "mlp_ratio=-1 leaves no hidden layer"),
+    ("objective={name: masked_patch, args: {ratio: 0.05}}", "corrupts none of 16 patches"),
     ("optim.lr_factors={nothing: 2}", "no parameter lies under 'nothing'"),
     ("seed=-1", "seed=-1 should be in [0, 2^32)"),
     ("seed=one", "seed='one' should be int"),
@@ -120,7 +124,7 @@ BAD_FILES: list[tuple[str, str]] = [
     ("hello", "should hold sections"),
     ("seed: 1\nseed: 2\n", "duplicate key"),
     ("extends: base.yaml", "extends should be a list"),
-    ("extends: [nothing.yaml]", "extends 'nothing.yaml', which is not in"),
+    ("extends: [nothing.yaml]", "extends 'nothing.yaml', which is neither in"),
     ("extends: [bad.yaml]", "extends itself"),
     ("stem: {args: {patch: 4}}", "stem needs a name"),
     ("data: {args: {root: '${oc.env:HOME}'}}", "is not allowed"),
@@ -232,7 +236,7 @@ def test_describe_plans_for_data_that_are_not_here(
     assert "imagenet is not here; assumed: 224 px, 1000 classes" in printed
     assert "total 86,567,656" in printed  # timm's vit_base_patch16_224
     missing = f"data={{name: cifar10, args: {{root: {tmp_path}}}}}"
-    assert "say data.args.image_size" in refused(capsys, "describe", "digits.yaml", missing)
+    assert "or set data.args.image_size" in refused(capsys, "describe", "digits.yaml", missing)
 
 
 def test_train_report_and_train_again(
@@ -248,6 +252,13 @@ def test_train_report_and_train_again(
     assert main(["report", "runs"]) == 0
     assert "report: report/report.html" in capsys.readouterr().out
     assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m hybridvit.cli list | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "stems:\n"
 
 
 def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,4 +287,12 @@ def test_commands_import_only_what_they_need() -> None:
     heavy = ("torch", "timm", "torchvision", "lightning_fabric", "sklearn", "scipy")
     assert modules_after(["--help"], (*heavy, "omegaconf", "numpy", "yaml")) == []
     assert modules_after(["list"], heavy) == ["torch"]
-    assert modules_after(["report", "nothing"], heavy) == []
+
+
+def test_a_report_is_rendered_without_torch(tmp_path: Path) -> None:
+    from run_directories import write_run
+
+    run = write_run(tmp_path / "run")
+    arguments = ["report", str(run), "--out", str(tmp_path / "page")]
+    assert modules_after(arguments, ("torch", "timm")) == []
+    assert (tmp_path / "page" / "report.html").is_file()

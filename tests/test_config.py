@@ -48,7 +48,8 @@ def test_only_hybridvit_variables_are_read_from_the_environment(
     monkeypatch.setenv("SECRET_TOKEN", "hush")
     good = write(tmp_path, "a.yaml", "data: {args: {root: '${oc.env:HYBRIDVIT_DATA}'}}\n")
     assert config.load(good).data.args["root"] == "/somewhere"
-    for text in ("${oc.env:SECRET_TOKEN}", "${ oc.env : SECRET_TOKEN}", "${oc.decode:x}"):
+    nested = "${oc.env:HYBRIDVIT_NONE,${oc.env:SECRET_TOKEN}}"
+    for text in (nested, "${oc.env:SECRET_TOKEN}", "${ oc.env : SECRET_TOKEN}", "${oc.decode:x}"):
         bad = write(tmp_path, "b.yaml", f"data: {{args: {{root: '{text}'}}}}\n")
         with pytest.raises(ValueError, match="is not allowed"):
             config.load(bad)
@@ -78,6 +79,16 @@ def test_hash_ignores_where_the_data_lie_and_nothing_else() -> None:
         assert config.config_hash(changed) != config.config_hash(base)
 
 
+def test_a_folder_of_ones_own_is_known_by_its_place() -> None:
+    hashes = {
+        config.config_hash(
+            config.validate({"data": {"name": "image_folder", "args": {"root": root}}})
+        )
+        for root in ("/cats", "/xrays")
+    }
+    assert len(hashes) == 2
+
+
 def test_hash_follows_the_results_version(monkeypatch: pytest.MonkeyPatch) -> None:
     before = config.config_hash(RunConfig())
     monkeypatch.setattr(config, "RESULTS_VERSION", 999)
@@ -87,6 +98,12 @@ def test_hash_follows_the_results_version(monkeypatch: pytest.MonkeyPatch) -> No
 def test_resolved_round_trips() -> None:
     loaded = config.validate({"optim": {"betas": [0.8, 0.9]}, "plugins": ["a:b"]})
     assert config.validate(config.resolved(loaded)) == loaded
+
+
+def test_a_config_of_ones_own_extends_a_shipped_one(tmp_path: Path) -> None:
+    mine = write(tmp_path, "mine.yaml", "extends: [digits.yaml]\nseed: 7\n")
+    loaded = config.load(mine)
+    assert (loaded.seed, loaded.stem) == (7, config.load("digits.yaml").stem)
 
 
 def test_shipped_configs_are_found_from_anywhere(

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 MODULE = '''
 """A stem and an objective that hybridvit does not know."""
 import torch
@@ -96,36 +94,26 @@ def run(
     )
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A user's folder with a config that extends a shipped one."""
-    from hybridvit.config import shipped_folder
-
-    for name in ("base.yaml", "digits.yaml"):
-        (tmp_path / name).write_text((shipped_folder() / name).read_text())
-    return tmp_path
-
-
-def check_record(project: Path, plugin: str, version: str) -> None:
-    record = json.loads((project / "out" / "run.json").read_text())
+def check_record(tmp_path: Path, plugin: str, version: str) -> None:
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["status"] == "complete"
     assert record["plugins"] == {plugin: version}
     assert record["model"]["tokens"] == 16
-    metrics = [json.loads(line) for line in (project / "out" / "metrics.jsonl").open()]
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
     losses = [m["train/loss"] for m in metrics if "train/loss" in m]
     assert losses[-1] < losses[0] / 2
 
 
-def test_a_module_in_the_working_directory(project: Path) -> None:
-    (project / "my_stems.py").write_text(MODULE)
-    (project / "mine.yaml").write_text(CONFIG.format(plugin="my_stems:register"))
-    done = run(project, "train", "mine.yaml", "out=out", "train.log_every=10")
+def test_a_module_in_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "my_stems.py").write_text(MODULE)
+    (tmp_path / "mine.yaml").write_text(CONFIG.format(plugin="my_stems:register"))
+    done = run(tmp_path, "train", "mine.yaml", "out=out", "train.log_every=10")
     assert done.returncode == 0, done.stderr
-    check_record(project, "my_stems:register", "1.2.3")
+    check_record(tmp_path, "my_stems:register", "1.2.3")
 
 
-def test_an_installed_package(project: Path) -> None:
-    package, site = write_package(project / "package"), project / "site"
+def test_an_installed_package(tmp_path: Path) -> None:
+    package, site = write_package(tmp_path / "package"), tmp_path / "site"
     install = [
         sys.executable,
         "-m",
@@ -141,24 +129,34 @@ def test_an_installed_package(project: Path) -> None:
     ]
     done = subprocess.run(install, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    (project / "mine.yaml").write_text(CONFIG.format(plugin="my_stems"))
-    done = run(project, "train", "mine.yaml", "out=out", "train.log_every=10", path=site)
+    (tmp_path / "mine.yaml").write_text(CONFIG.format(plugin="my_stems"))
+    done = run(tmp_path, "train", "mine.yaml", "out=out", "train.log_every=10", path=site)
     assert done.returncode == 0, done.stderr
-    check_record(project, "my_stems", "4.5.6")
+    check_record(tmp_path, "my_stems", "4.5.6")
 
-    listed = run(project, "list", "--plugin", "my_stems", path=site).stdout
+    listed = run(tmp_path, "list", "--plugin", "my_stems", path=site).stdout
     assert "space_to_depth  Pixels of a patch as channels" in listed
     assert "patch_px: int = 8" in listed
     # Installed but not named: unknown.
-    unnamed = run(project, "train", "digits.yaml", "stem.name=space_to_depth", path=site)
+    unnamed = run(tmp_path, "train", "digits.yaml", "stem.name=space_to_depth", path=site)
     assert unnamed.returncode == 2
     assert "unknown stem 'space_to_depth'" in unnamed.stderr
 
 
-def test_a_plugin_that_takes_a_built_in_name(project: Path) -> None:
+def test_a_stem_whose_stride_is_not_what_it_declares(tmp_path: Path) -> None:
+    text = MODULE.replace("self.patch_px = patch_px\n", "self.patch_px = 2 * patch_px\n")
+    (tmp_path / "my_stems.py").write_text(text)
+    (tmp_path / "mine.yaml").write_text(CONFIG.format(plugin="my_stems:register"))
+    done = run(tmp_path, "train", "mine.yaml")
+    assert done.returncode == 2
+    assert "declares patch_px=4, hence 2 x 2 tokens" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_plugin_that_takes_a_built_in_name(tmp_path: Path) -> None:
     text = MODULE.replace('"space_to_depth"', '"linear"')
-    (project / "my_stems.py").write_text(text)
-    done = run(project, "train", "digits.yaml", "plugins=[my_stems:register]")
+    (tmp_path / "my_stems.py").write_text(text)
+    done = run(tmp_path, "train", "digits.yaml", "plugins=[my_stems:register]")
     assert done.returncode == 2
     assert "already registered by hybridvit.stems.linear.LinearStem" in done.stderr
     assert len(done.stderr.splitlines()) == 1

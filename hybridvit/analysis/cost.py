@@ -18,12 +18,12 @@ class Cost:
 
     FLOPs count 2 per multiply-add, in matrix products and convolutions, of the objective's whole
     step (heads, decoders and teachers included). `activation_bytes` are kept for the backward
-    pass, per image in float32.
+    pass, per image in float32. All are None where shapes depend on the data.
     """
 
-    forward_flops: int
-    backward_flops: int
-    activation_bytes: int
+    forward_flops: int | None
+    backward_flops: int | None
+    activation_bytes: int | None
 
 
 def parameters(objective: Objective) -> dict[str, int]:
@@ -58,13 +58,16 @@ def measure(objective: Objective, image_size: tuple[int, int], images: int = 2) 
 
     alive: list[Tensor] = []
     weights = {id(p.untyped_storage()) for p in meta.parameters()}
-    with (
-        FlopCounterMode(display=False) as forward,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-    ):
-        loss = meta(batch).loss
-    with FlopCounterMode(display=False) as backward:
-        loss.backward()
+    try:
+        with (
+            FlopCounterMode(display=False) as forward,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+        ):
+            loss = meta(batch).loss
+        with FlopCounterMode(display=False) as backward:
+            loss.backward()
+    except (NotImplementedError, RuntimeError):  # e.g. x[mask], .item(): nothing to know on meta
+        return Cost(None, None, None)
     activations = sum(size for storage, size in kept.items() if storage not in weights)
     return Cost(
         forward.get_total_flops() // images,
@@ -73,6 +76,7 @@ def measure(objective: Objective, image_size: tuple[int, int], images: int = 2) 
     )
 
 
-def memory_bytes(cost: Cost, total_parameters: int, batch_size: int) -> int:
-    """Estimate for training in float32 with AdamW: weights, gradients, two moments, activations."""
-    return 16 * total_parameters + batch_size * cost.activation_bytes
+def memory_bytes(parameters: int, activations: int, *, ema: bool) -> int:
+    """Estimate for training in float32 with AdamW: weights, gradients, two moments, and with EMA
+    a second set of weights; beside them the activations' bytes."""
+    return (20 if ema else 16) * parameters + activations

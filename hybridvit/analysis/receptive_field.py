@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from hybridvit.contracts import Stem
 
-_NORMS = ("norm", "bn")
+# Classes whose statistics see everything; timm's fuse norm and activation and derive from these.
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def receptive_field(stem: Stem, size: int) -> int | None:
@@ -24,7 +26,7 @@ def receptive_field(stem: Stem, size: int) -> int | None:
     """
     bare = copy.deepcopy(stem).double().eval()
     for name, module in list(bare.named_modules()):
-        if any(word in type(module).__name__.lower() for word in _NORMS):
+        if isinstance(module, _NORMS):
             parent, _, child = name.rpartition(".")
             setattr(bare.get_submodule(parent), child, _keep_activation(module))
     token = size // bare.patch_px // 2
@@ -57,8 +59,7 @@ def _sees(stem: Stem, size: int, token: int, row: int) -> bool:
     return bool(x[0, token, token].isnan().any())
 
 
-def _boundary(sees: object, inside: int, outside: int) -> int:
-    assert callable(sees)
+def _boundary(sees: Callable[[int], bool], inside: int, outside: int) -> int:
     while abs(outside - inside) > 1:
         middle = (inside + outside) // 2
         inside, outside = (middle, outside) if sees(middle) else (inside, middle)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hybridvit.data.dataset import (
+    AbsentData,
     Dataset,
     check_image_size,
     data_root,
@@ -272,7 +273,8 @@ def _open_torchvision(
             damaged = _damaged(cls, root) or root / source.place
             problem = f"is incomplete or damaged: {str(damaged)!r} ({one_line(error)})"
             advice = "delete it, and restore it or set data.args.download=true with a connection"
-        raise ValueError(f"data set {name!r} {problem}; {advice}") from None
+        kind = AbsentData if problem.startswith("was not found") else ValueError
+        raise kind(f"data set {name!r} {problem}; {advice}") from None
 
 
 def _damaged(cls: Any, root: Path) -> Path | None:

@@ -23,6 +23,10 @@ TEST_FRACTION = 0.2  # held out where a set has no test split of its own
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
+class AbsentData(ValueError):
+    """A data set is not where it was looked for."""
+
+
 @dataclass
 class Dataset:
     """A data set with its own train and test split; validation is split off `train` later."""

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import torch
 
-from hybridvit.data.dataset import Dataset, check_image_size, data_root, from_files, hold_out
+from hybridvit.data.dataset import (
+    AbsentData,
+    Dataset,
+    check_image_size,
+    data_root,
+    from_files,
+    hold_out,
+)
 from hybridvit.data.files import SUFFIXES, ImageFiles, list_images, some
 
 HEADERS_CHECKED = 100_000  # files; reading the headers of more takes minutes
@@ -41,7 +48,7 @@ def imagenet(root: str | None = None, image_size: int = 224) -> Dataset:
     folder = data_root(root)
     folder = folder / "imagenet" if (folder / "imagenet").is_dir() else folder
     if not ((folder / "train").is_dir() and (folder / "val").is_dir()):
-        raise ValueError(
+        raise AbsentData(
             f"data set 'imagenet' was not found: {str(folder)!r} has no train/ and val/ with one "
             "folder a class; set data.args.root or the environment variable HYBRIDVIT_DATA to "
             "the folder that holds them (download: https://image-net.org, needs an account)"
@@ -169,7 +176,7 @@ def _check_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     problem = "is a file" if folder.exists() else "does not exist"
-    raise ValueError(
+    raise AbsentData(
         f"image folder {str(folder)!r} {problem}; set data.args.root to a folder of class folders"
     )
 

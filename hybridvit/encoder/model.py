@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from hybridvit.contracts import Stem, Tokens
 from hybridvit.encoder.attention import Attention
+from hybridvit.encoder.mlp import Activation, make_activation, make_mlp
 from hybridvit.encoder.pooling import AttentionPool
 from hybridvit.encoder.positions import interpolate
-
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 
 
 class Encoder(nn.Module):
@@ -69,7 +68,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         rates = (dropout, attention_dropout, drop_path)
-        _check(dim, depth, heads, registers, class_token, pool, rates)
+        _check(dim, depth, heads, mlp_ratio, registers, class_token, pool, rates)
         self.grid, self.dim, self.depth = grid, dim, depth
         self.pool_kind = pool
         self.position_on_prefix = position_on_prefix
@@ -178,37 +177,6 @@ class Block(nn.Module):
         return branch * keep / (1 - self.drop_path)
 
 
-class Mlp(nn.Module):
-    """Two layers with an activation between."""
-
-    def __init__(self, dim: int, hidden: int, activation: nn.Module, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = activation
-        self.fc2 = nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.fc2(self.dropout(self.act(self.fc1(x)))))
-        return out
-
-
-class GatedMlp(nn.Module):
-    """act(x W) * (x V) followed by a linear layer (Shazeer 2020); W and V are one matrix."""
-
-    def __init__(self, dim: int, hidden: int, activation: nn.Module, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 2 * (hidden // 2))
-        self.act = activation
-        self.fc2 = nn.Linear(hidden // 2, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        out: Tensor = self.dropout(self.fc2(self.dropout(self.act(gate) * value)))
-        return out
-
-
 class LayerScale(nn.Module):
     """A learned factor a channel (Touvron et al. 2021)."""
 
@@ -218,37 +186,6 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
-
-
-class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the approximation of CLIP's models."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-def _norm(dim: int, eps: float, wanted: bool) -> nn.Module:
-    return nn.LayerNorm(dim, eps) if wanted else nn.Identity()
-
-
-def make_activation(name: Activation) -> nn.Module:
-    """The activation module of a name."""
-    return {
-        "gelu": nn.GELU(),
-        "gelu_tanh": nn.GELU(approximate="tanh"),
-        "quick_gelu": QuickGELU(),
-        "relu": nn.ReLU(),
-        "silu": nn.SiLU(),
-    }[name]
-
-
-def make_mlp(
-    kind: Literal["mlp", "swiglu"], dim: int, hidden: int, activation: Activation, dropout: float
-) -> nn.Module:
-    """A block's MLP; `swiglu` is gated by SiLU whatever the activation."""
-    if kind == "swiglu":
-        return GatedMlp(dim, hidden, nn.SiLU(), dropout)
-    return Mlp(dim, hidden, make_activation(activation), dropout)
 
 
 class HybridViT(nn.Module):
@@ -303,6 +240,7 @@ def _check(
     dim: int,
     depth: int,
     heads: int,
+    mlp_ratio: float,
     registers: int,
     class_token: bool,
     pool: str,
@@ -310,6 +248,8 @@ def _check(
 ) -> None:
     if dim < 1 or heads < 1 or dim % heads:
         raise ValueError(f"encoder: heads={heads} must divide dim={dim}")
+    if int(dim * mlp_ratio) < 2:
+        raise ValueError(f"encoder: mlp_ratio={mlp_ratio} leaves no hidden layer; 4 is usual")
     if depth < 0 or registers < 0:
         raise ValueError(f"encoder: depth={depth} and registers={registers} must not be negative")
     if pool == "token" and not class_token:
@@ -322,3 +262,7 @@ def _check(
         raise ValueError(
             f"encoder: dropout, attention_dropout and drop_path must be in [0, 1), not {rates}"
         )
+
+
+def _norm(dim: int, eps: float, wanted: bool) -> nn.Module:
+    return nn.LayerNorm(dim, eps) if wanted else nn.Identity()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridvit.encoder.attention import attend
+from hybridvit.encoder.mlp import Mlp
 
 
 class AttentionPool(nn.Module):
@@ -15,8 +16,6 @@ class AttentionPool(nn.Module):
         self, dim: int, heads: int, *, mlp_ratio: float, norm_eps: float, activation: nn.Module
     ) -> None:
         super().__init__()
-        from hybridvit.encoder.model import Mlp
-
         self.heads = heads
         self.latent = nn.Parameter(torch.empty(1, 1, dim))
         self.q = nn.Linear(dim, dim)

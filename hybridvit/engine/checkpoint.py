@@ -69,7 +69,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if not file.is_file() or _sha256(file) != expected:
             raise ValueError(
                 f"checkpoint {file} is damaged (its SHA-256 is not the manifest's); "
-                f"remove {path} to start from the one before or anew"
+                f"remove {path} to start anew"
             )
     return manifest
 

@@ -8,7 +8,9 @@ from hybridvit import build
 from hybridvit.analysis import cost
 from hybridvit.analysis.receptive_field import mixes_globally, receptive_field
 from hybridvit.config import RunConfig
-from hybridvit.contracts import DataSpec, Objective
+from hybridvit.contracts import DataSpec, Objective, Stem
+from hybridvit.data.dataset import AbsentData
+from hybridvit.data.splits import split_validation
 from hybridvit.registry import Parts
 
 ASSUMED_CLASSES = 1000
@@ -25,9 +27,7 @@ def describe(config: RunConfig) -> str:
     spec, data = _spec(config, parts)
     objective = build.make_objective(config, parts, spec)
     model = describe_model(objective, spec, config)
-    parameters, flops = model["parameters"], model["flops"]
-    spent = cost.Cost(flops["forward"], flops["backward"], model["activation_bytes"])
-    memory = cost.memory_bytes(spent, parameters["total"], config.train.batch_size)
+    parameters = model["parameters"]
     h, w = model["grid"]
     rows = {
         "data": data,
@@ -37,12 +37,26 @@ def describe(config: RunConfig) -> str:
         "stride": f"{model['patch_px']} px",
         "a token sees": model["receptive_field"],
         "parameters": "  ".join(f"{part} {count:,}" for part, count in parameters.items()),
+    } | _costs(model, config)
+    return "\n".join(f"{name:15} {text}" for name, text in rows.items())
+
+
+def _costs(model: dict[str, Any], config: RunConfig) -> dict[str, str]:
+    flops = model["flops"]
+    if flops["forward"] is None:
+        return {"FLOPs an image": "cannot be counted: the objective's shapes depend on its data"}
+    micro_batch = config.train.batch_size // config.train.accumulate
+    memory = cost.memory_bytes(
+        model["parameters"]["total"],
+        model["activation_bytes"] * micro_batch,
+        ema=config.train.ema is not None,
+    )
+    return {
         "FLOPs an image": f"forward {flops['forward'] / 1e9:.4g} G, backward "
         f"{flops['backward'] / 1e9:.4g} G (2 per multiply-add)",
-        "memory": f"about {memory / 2**30:.2f} GiB to train in float32 at batch size "
-        f"{config.train.batch_size}",
+        "memory": f"about {memory / 2**30:.2f} GiB to train in float32 with {micro_batch} images "
+        "at a time",
     }
-    return "\n".join(f"{name:15} {text}" for name, text in rows.items())
 
 
 def _spec(config: RunConfig, parts: Parts) -> tuple[DataSpec, str]:
@@ -51,14 +65,16 @@ def _spec(config: RunConfig, parts: Parts) -> tuple[DataSpec, str]:
     size = config.data.args.get("image_size")
     try:
         dataset = build.make_dataset(config, parts)
-    except ValueError as error:
+    except AbsentData as error:
         if not size:
-            raise ValueError(f"{error}; or say data.args.image_size to describe it without") from None
+            hint = "or set data.args.image_size to describe it without"
+            raise ValueError(f"{error}; {hint}") from None
         spec = DataSpec(ASSUMED_CLASSES, (size, size), 3, (0.5,) * 3, (0.5,) * 3)
         return spec, f"{config.data.name} is not here; assumed: {size} px, 1000 classes, colour"
     spec = dataset.spec()
     height, width = spec.image_size
-    text = f"{dataset.name}, {len(dataset.train)} training images of {height} x {width} px"
+    kept, _ = split_validation(dataset.train.labels, config.data.val_fraction)
+    text = f"{dataset.name}, {len(kept)} training images of {height} x {width} px"
     return spec, f"{text}, {spec.classes} classes"
 
 
@@ -69,21 +85,21 @@ def describe_model(objective: Objective, spec: DataSpec, config: RunConfig) -> d
     spent = cost.measure(objective, spec.image_size, micro_batch)
     size = min(spec.image_size)
     size -= size % stem.patch_px
-    seen = receptive_field(stem, size)
     return {
         "tokens": grid[0] * grid[1],
         "grid": list(grid),
         "patch_px": stem.patch_px,
         "patch_local": stem.is_patch_local,
-        "receptive_field": _sees(seen, size, mixes_globally(stem, size)),
+        "receptive_field": _sees(stem, size),
         "parameters": cost.parameters(objective),
         "flops": {"forward": spent.forward_flops, "backward": spent.backward_flops},
         "activation_bytes": spent.activation_bytes,
     }
 
 
-def _sees(convolutions: int | None, size: int, is_global: bool) -> str:
-    side = "none" if convolutions is None else f"{convolutions} px"
-    if convolutions == size:
-        side = f"the whole {size} px image"
-    return f"{side} by convolution, global by normalisation statistics" if is_global else side
+def _sees(stem: Stem, size: int) -> str:
+    side, to_corner = receptive_field(stem, size), mixes_globally(stem, size)
+    if side == size:
+        return f"the whole {size} px image"
+    text = "nothing" if side is None else f"{side} px"
+    return f"{text} by convolution, everything by normalisation statistics" if to_corner else text

@@ -23,7 +23,7 @@ from hybridvit.engine.optim import schedule
 
 
 class Diverged(Exception):
-    """The loss is no longer finite; the weights are those before that step."""
+    """A loss or gradient was not finite; the weights are those before that step."""
 
 
 class Stopped(Exception):
@@ -70,7 +70,7 @@ def fit(
         images: size of the training set.
 
     Raises:
-        Diverged: a loss was not finite.
+        Diverged: a loss or gradient was not finite.
         Stopped: SIGINT or SIGTERM arrived; everything was saved first.
     """
     train, steps = config.train, total_steps(config, images)
@@ -79,23 +79,16 @@ def fit(
     finite = torch.ones((), device=fabric.device)
     batches = loader.batches(progress.step * train.batch_size, steps - progress.step)
     clock = Clock(progress, train.batch_size)
-    with stop_signals() as stop:
+    with stop_signals() as signals:
         for step in range(progress.step + 1, steps + 1):
             factor = schedule(step, steps, warmup, config.optim.schedule)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
+            set_rates(optimizer, [peak * factor for peak in peaks])
             seed_step(config.seed, step)
             output = accumulate(fabric, wrapped, next(batches), train.accumulate)
-            if config.optim.clip_norm is not None:
-                fabric.clip_gradients(
-                    wrapped,
-                    optimizer,
-                    max_norm=config.optim.clip_norm,
-                    error_if_nonfinite=False,
-                )
+            norm = clip(fabric, wrapped, optimizer, config.optim.clip_norm)
             # The fused optimizer skips its step where found_inf is 1, without the host waiting
-            # for the loss; once a loss was not finite, no later step counts either.
-            finite = finite * torch.isfinite(output["loss"])
+            # for the loss; once a step was not finite, no later one counts either.
+            finite = finite * torch.isfinite(output["loss"]) * torch.isfinite(norm)
             optimizer.optimizer.found_inf = 1 - finite
             optimizer.step()
             optimizer.zero_grad()
@@ -103,24 +96,46 @@ def fit(
             if average is not None:
                 average.update_parameters(objective)
             progress.step = step
-            if step % train.log_every == 0 or step == steps or stop:
-                if not finite:
-                    raise Diverged(
-                        f"the loss is not finite at step {step} or up to "
-                        f"{train.log_every - 1} steps before"
-                    )
+
+            stop = signals[:1]
+            logs = step % train.log_every == 0 or step == steps or bool(stop)
+            evaluates = due(step, config.eval.epochs, images, train.batch_size, steps)
+            pictures = due(step, train.picture_epochs, images, train.batch_size, steps)
+            if not (logs or evaluates or pictures):
+                continue
+            if not finite:
+                raise Diverged(
+                    f"loss or gradient is not finite at step {step} or up to "
+                    f"{train.log_every - 1} steps before"
+                )
+            if logs:
                 clock.lap()
                 calls.log(step, {"lr": factor * max(peaks), **clock.times(), **host(output)})
-            if due(step, config.eval.epochs, images, train.batch_size, steps):
-                with clock.paused():
+            with clock.paused():
+                if evaluates:
                     calls.evaluate(step)
-                    calls.save(progress)
-            if due(step, train.picture_epochs, images, train.batch_size, steps):
-                with clock.paused():
+                if pictures:
                     calls.picture(step)
+                if evaluates or stop:
+                    calls.save(progress)
             if stop:
-                calls.save(progress)
                 raise Stopped(f"stopped by {stop[0]} after step {step} of {steps}")
+
+
+def set_rates(optimizer: Any, rates: list[float]) -> None:
+    """Give each parameter group its learning rate."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def clip(fabric: Fabric, wrapped: Any, optimizer: Any, limit: float | None) -> Tensor:
+    """The gradient's norm, which is then cut to `limit` if there is one."""
+    if limit is None:
+        gradients = [p.grad for p in wrapped.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+    norm = fabric.clip_gradients(wrapped, optimizer, max_norm=limit, error_if_nonfinite=False)
+    assert norm is not None
+    return norm
 
 
 def peak_lr(config: RunConfig) -> float:
@@ -181,6 +196,7 @@ class Clock:
 
     def lap(self) -> None:
         """Account for the steps since the last lap."""
+        wait_for_device()
         now = time.perf_counter()
         images = (self.progress.step - self.step) * self.batch_size
         self.progress.train_seconds += now - self.mark
@@ -198,10 +214,18 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what happens inside."""
+        """Leave out what happens inside; steps that a GPU still computes are counted first."""
+        wait_for_device()
         now = time.perf_counter()
         yield
+        wait_for_device()
         self.mark += time.perf_counter() - now
+
+
+def wait_for_device() -> None:
+    """Let a GPU finish what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 @contextmanager

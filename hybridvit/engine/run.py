@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,8 +20,8 @@ from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.contracts import Batch, Objective
 from hybridvit.data.dataset import Dataset
 from hybridvit.data.loader import TrainLoader, eval_batches
-from hybridvit.data.resident import fits
-from hybridvit.data.splits import Split, fingerprint, split_validation, subset
+from hybridvit.data.resident import Resident, fits
+from hybridvit.data.splits import ArraySplit, Split, fingerprint, split_validation, subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.engine import checkpoint
 from hybridvit.engine.describe import describe_model
@@ -88,8 +89,10 @@ def train(
             "plugins": plugins,
             "error": None,
         }
+        if before:
+            check_same_data(directory, before, record)
+        directory.write_record(record)  # first: it makes the directory a run's
         directory.write_config(resolved(config))
-        directory.write_record(record)
         return session.run(record)
 
 
@@ -115,6 +118,22 @@ def check_same_run(
         )
 
 
+def check_same_data(
+    directory: RunDirectory, before: dict[str, Any], record: dict[str, Any]
+) -> None:
+    """Refuse to go on with other images than the run began with.
+
+    Raises:
+        ValueError: the training images' fingerprint has changed.
+    """
+    old, new = before.get("data", {}).get("fingerprint"), record["data"]["fingerprint"]
+    if old != new:
+        raise ValueError(
+            f"{directory.path} was begun on other images (fingerprint {str(old)[:8]}, now "
+            f"{new[:8]}); choose another out=DIR or restore the data"
+        )
+
+
 # Fabric's notes on precision and devices are in the record; warnings still show.
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
@@ -127,7 +146,7 @@ class Session:
     ) -> None:
         self.config, self.parts, self.directory = config, parts, directory
         self.fabric = Fabric(
-            accelerator="auto",
+            accelerator="cuda" if torch.cuda.is_available() else "cpu",
             devices=1,
             precision="bf16-mixed" if config.train.precision == "bf16" else "32-true",
         )
@@ -156,7 +175,7 @@ class Session:
             if config.train.ema
             else None
         )
-        self.tensorboard = _tensorboard(directory.path) if config.train.tensorboard else None
+        self.tensorboard: Any = None
         self.bar: Any = None
         self.show = show
 
@@ -165,11 +184,18 @@ class Session:
         for note in self.dataset.notes:
             self.say(f"data: {note}")
         try:
+            if self.config.train.tensorboard:
+                self.tensorboard = _tensorboard(self.directory.path)
             progress = self.fit()
+            results = self.final_results()
         except Stopped as stopped:
             self._close(record, "stopped", str(stopped))
             again = "run the same command again to go on"
             return Outcome(self.directory.path, "stopped", f"{stopped}; saved, {again}")
+        except KeyboardInterrupt:  # while evaluating: the last checkpoint has everything
+            self._close(record, "stopped", "stopped outside of training")
+            again = "run the same command again to go on"
+            return Outcome(self.directory.path, "stopped", f"stopped by SIGINT; {again}")
         except Diverged as diverged:
             self._close(record, "diverged", str(diverged))
             return Outcome(
@@ -183,7 +209,6 @@ class Session:
         finally:
             if self.bar is not None:
                 self.bar.close()
-        results = self.final_results()
         self.directory.write_summary(
             {
                 "steps": progress.step,
@@ -209,6 +234,8 @@ class Session:
             self.optimizer.load_state_dict(checkpoint.read_optimizer(path))
         if self.average is not None:
             self.average.to(fabric.device)
+            # Read by the host at each update, which must not wait for the device.
+            self.average.n_averaged = self.average.n_averaged.cpu()
         steps = total_steps(config, self.length)
         if self.show and sys.stderr.isatty():
             self.bar = tqdm(total=steps, initial=progress.step, unit="step", dynamic_ncols=True)
@@ -321,14 +348,17 @@ class Session:
             return self.objective
         return cast(Objective, self.average.module)
 
-    def batches(self, split: Split) -> Any:
-        """A split in order, not augmented."""
+    def batches(self, split: Split) -> Iterator[Batch]:
+        """A split in order, not augmented; decoded once where the training images are resident."""
+        stored: Split | Resident = split
+        if split is self.train_split and self.loader.resident is not None:
+            stored = self.loader.resident
         return eval_batches(
-            split,
+            stored,
             self.dataset.image_size,
             self.config.eval.batch_size,
             self.fabric.device,
-            self.config.data.workers if not self.resident else 0,
+            0 if isinstance(split, ArraySplit) else self.config.data.workers,
         )
 
     def describe_data(self) -> dict[str, Any]:
@@ -356,8 +386,7 @@ class Session:
         source = self.val_split if len(self.val_split) else self.train_split
         count = min(PICTURED, len(source))
         few = subset(source, torch.arange(count))
-        first: Batch = next(iter(self.batches(few)))
-        return first
+        return next(self.batches(few))
 
     def _load(self, path: Path) -> Progress:
         """Weights and progress of a checkpoint."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,12 +111,22 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "hardware": {
             "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": cores(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if cuda else None,
             "memory_gb": round(memory / 2**30, 1),
         },
     }
+
+
+def cores() -> int:
+    """CPU cores that this process may use: its affinity, less if a container allows less."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(allowed, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return allowed
 
 
 def _version(package: str) -> str | None:
@@ -124,6 +136,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache  # of the code that was imported, whatever is checked out later
 def _git() -> dict[str, Any]:
     source = Path(__file__).resolve().parents[2]
 

@@ -30,8 +30,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hybridvit.contracts import Stem
-from hybridvit.encoder.model import Activation, Encoder, HybridViT
-from hybridvit.encoder.model import GatedMlp as OurGatedMlp
+from hybridvit.encoder.mlp import Activation
+from hybridvit.encoder.mlp import GatedMlp as OurGatedMlp
+from hybridvit.encoder.model import Encoder, HybridViT
 from hybridvit.interop.timm_options import (
     POOLS,
     activation_name,

@@ -28,7 +28,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from hybridvit.contracts import Stem
-from hybridvit.encoder.model import Activation, Encoder, QuickGELU
+from hybridvit.encoder.mlp import Activation, QuickGELU
+from hybridvit.encoder.model import Encoder
 from hybridvit.stems.linear import LinearStem
 from hybridvit.stems.resnet import ResNetStem
 from hybridvit.stems.timm import FeatureMapStem

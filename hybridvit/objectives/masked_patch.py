@@ -56,6 +56,12 @@ class MaskedPatch(Objective):
                 f"objective 'masked_patch': masked={masked} and replaced={replaced} are shares; "
                 "they should be at least 0 and at most 1 together"
             )
+        count = model.encoder.grid[0] * model.encoder.grid[1]
+        if int(count * ratio) < 1:
+            raise ValueError(
+                f"objective 'masked_patch': ratio={ratio} corrupts none of {count} patches; use a "
+                "finer stem or a higher ratio"
+            )
         self.model = model
         self.channels = data.channels
         self.ratio, self.masked, self.replaced = ratio, masked, replaced

@@ -6,21 +6,29 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from hybridvit import build
 from hybridvit import config as configs
 from hybridvit.config import RunConfig
+from hybridvit.engine.runlog import cores
 from hybridvit.registry import fits, suggest
+
+if TYPE_CHECKING:
+    from hybridvit.engine.run import Outcome
 
 POLL_SECONDS = 0.25
 KEYS: dict[str, Any] = {
@@ -37,7 +45,11 @@ KEYS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study; without an arm, the pixel baselines."""
+    """One run of a study; without an arm, the pixel baselines.
+
+    `name` is its folder: the arm, the seed and the hash of the resolved config, so that a run of
+    another config is never taken for it.
+    """
 
     name: str
     config: RunConfig
@@ -87,8 +99,7 @@ def read_study(path: Path, overrides: list[str]) -> Study:
         for layer in (*arm.values(), configs.dotlist(overrides), fixed, {"seed": seed}):
             merged = configs.overlay(merged, OmegaConf.create(layer))
         labels = dict(label.split("=", 1) for label in arm)
-        name = f"{'-'.join(labels.values())}-seed{seed}"
-        cells.append(_cell(name, merged, labels))
+        cells.append(_cell(f"{'-'.join(labels.values())}-seed{seed}", merged, labels))
     if content.get("pixels", False):
         plain = configs.overlay(configs.overlay(base, configs.dotlist(overrides)), fixed)
         cells.insert(0, _cell("pixels", plain, {}, "pixels"))
@@ -107,19 +118,19 @@ def run_study(study: Study, out: Path) -> list[str]:
     """Run the cells that are not complete; returns the names of those that failed.
 
     Raises:
-        KeyboardInterrupt: stopped; the running cells have saved.
+        KeyboardInterrupt: SIGINT or SIGTERM; the running cells have saved.
     """
     waiting = [cell for cell in study.cells if not _is_complete(out / cell.name)]
     if len(waiting) < len(study.cells):
         print(f"{len(study.cells) - len(waiting)} of {len(study.cells)} cells are complete")
-    slots = max(1, len(os.sched_getaffinity(0)) // study.threads)
+    slots = torch.cuda.device_count() or max(1, cores() // study.threads)
     # Read by every library that starts threads in a cell.
     os.environ["OMP_NUM_THREADS"] = str(study.threads)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hybridvit.studies.preload"])
     running: dict[str, ForkServerProcess] = {}
     failed: list[str] = []
-    with _Status(study, out) as status:
+    with _Status(study, out) as status, _terminable():
         try:
             while waiting or running:
                 while waiting and len(running) < slots:
@@ -133,7 +144,9 @@ def run_study(study: Study, out: Path) -> list[str]:
                         status.say(f"cell {name} failed: {_error(out / name)}")
                 status.update(list(running))
         except KeyboardInterrupt:
-            for process in running.values():  # they were interrupted too, and save
+            for process in running.values():
+                process.terminate()  # it saves and ends
+            for process in running.values():
                 process.join()
             status.say("stopped; run the same command again to go on")
             raise
@@ -177,22 +190,44 @@ class _Status:
         tqdm.write(text, file=sys.stderr)
 
 
-def _run_cell(cell: Cell, out: Path) -> None:
-    # The first import of a forked child; the fork server has paid for it.
-    from hybridvit.engine.pixels import pixel_baseline
-    from hybridvit.engine.run import train
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, so that no cell is left behind."""
 
-    folder = out / cell.name
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        if cell.kind == "pixels":
-            outcome = pixel_baseline(cell.config, folder)
-        else:
-            outcome = train(cell.config, name=cell.name, out=folder, arm=cell.arm, show=False)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_cell(cell: Cell, out: Path) -> None:
+    os.setsid()  # a terminal's Ctrl-C is the study's, which then asks each cell once to stop
+    folder = out / cell.name
+    (folder / ".error").unlink(missing_ok=True)
+    try:
+        with _terminable():
+            outcome = _start(cell, folder)
     except ValueError as error:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".error").write_text(str(error))
         sys.exit(2)
+    except KeyboardInterrupt:  # before or after training, where there is nothing to save
+        sys.exit(130)
     sys.exit(0 if outcome.status == "complete" else 1)
+
+
+def _start(cell: Cell, folder: Path) -> Outcome:
+    # Imported here, where the fork server has paid for it: the study itself needs neither.
+    from hybridvit.engine.pixels import pixel_baseline
+    from hybridvit.engine.run import train
+
+    if cell.kind == "pixels":
+        return pixel_baseline(cell.config, folder)
+    return train(cell.config, name=cell.name, out=folder, arm=cell.arm, show=False)
 
 
 def _arms(axes: dict[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
@@ -207,8 +242,8 @@ def _arms(axes: dict[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
 def _cell(name: str, merged: Any, arm: dict[str, str], kind: str = "train") -> Cell:
     try:
         config = configs.validate(configs.to_plain(merged))
-        build.resolve(config, build.make_parts(config.plugins)[0])
-        return Cell(name, config, arm, kind)
+        config = build.resolve(config, build.make_parts(config.plugins)[0])
+        return Cell(f"{name}-{configs.config_hash(config)}", config, arm, kind)
     except ValueError as error:
         raise ValueError(f"cell {name}: {error}") from None
 
@@ -236,6 +271,10 @@ def _check_axes(axes: dict[str, Any], path: Path) -> None:
         if not isinstance(values, dict) or not values:
             raise ValueError(f"{path}: axis {axis!r} should map names to overrides")
         for value, layer in values.items():
+            if not re.fullmatch(r"[\w.+-]+", str(value)):
+                raise ValueError(
+                    f"{path}: {axis}={value} names folders; use letters, digits and . _ + -"
+                )
             if not isinstance(layer, dict):
                 raise ValueError(f"{path}: {axis}={value} should be a set of overrides")
 

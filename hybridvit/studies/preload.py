@@ -7,5 +7,8 @@ import sklearn.neighbors
 
 import hybridvit.engine.pixels
 import hybridvit.engine.run
+from hybridvit.engine.runlog import environment
+
+environment()  # remembers the commit of the code that was just imported
 
 __all__ = ["hybridvit", "lightly", "scipy", "sklearn"]

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridvit.contracts import Tokens
-from hybridvit.encoder.model import Encoder, GatedMlp, HybridViT, make_activation
+from hybridvit.encoder.mlp import GatedMlp, make_activation
+from hybridvit.encoder.model import Encoder, HybridViT
 from hybridvit.stems.linear import LinearStem
 
 GRID = (2, 3)

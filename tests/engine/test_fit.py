@@ -5,7 +5,7 @@ import torch
 from conftest import make_batch, make_objective
 from lightning_fabric import Fabric
 
-from hybridvit.config import OptimConfig, RunConfig, TrainConfig
+from hybridvit.config import EvalConfig, OptimConfig, RunConfig, TrainConfig
 from hybridvit.engine import fit as engine
 from hybridvit.engine.fit import Calls, Diverged, Progress
 from hybridvit.engine.optim import make_optimizer
@@ -28,18 +28,27 @@ class Loader:
 
 
 def run(  # type: ignore[no-untyped-def]
-    config: RunConfig, loader: Loader | None = None, steps_done: int = 0, objective=None
+    config: RunConfig,
+    loader: Loader | None = None,
+    steps_done: int = 0,
+    objective=None,
+    calls=lambda step: None,
 ):
     objective = objective or make_objective()
     optimizer = make_optimizer(objective, config.optim)
     fabric = Fabric(accelerator="cpu", devices=1)
     wrapped, fabric_optimizer = fabric.setup(objective, optimizer)
     seen: dict[str, list[object]] = {"log": [], "evaluate": [], "picture": [], "save": []}
-    calls = Calls(
+
+    def note(kind: str, step: int) -> None:
+        seen[kind].append(step)
+        calls(step)
+
+    made = Calls(
         lambda step, values: seen["log"].append((step, values)),
-        lambda step: seen["evaluate"].append(step),
+        lambda step: note("evaluate", step),
         lambda step: seen["picture"].append(step),
-        lambda progress: seen["save"].append(progress.step),
+        lambda progress: note("save", progress.step),
     )
     engine.fit(
         fabric,
@@ -51,7 +60,7 @@ def run(  # type: ignore[no-untyped-def]
         IMAGES,
         config,
         Progress(steps_done),
-        calls,
+        made,
     )
     return objective, seen
 
@@ -135,22 +144,43 @@ def test_a_run_in_two_parts_with_dropout_draws_the_same() -> None:
     assert not torch.equal(first, torch.rand(4))
 
 
+CONSTANT = OptimConfig(schedule="constant")
+
+
 def test_a_loss_that_is_not_finite_changes_no_weight() -> None:
-    clean, _ = run(config(epochs=0.75))  # the 3 steps before
+    three_steps, _ = run(RunConfig(train=TrainConfig(epochs=0.75, batch_size=16), optim=CONSTANT))
     poisoned = make_objective()
-    setup = RunConfig(
-        train=TrainConfig(epochs=3.0, batch_size=16, log_every=4),
-        optim=OptimConfig(schedule="constant"),
-    )
-    before = make_objective()
-    run(
-        RunConfig(train=TrainConfig(epochs=0.75, batch_size=16), optim=setup.optim),
-        objective=before,
-    )
+    setup = RunConfig(train=TrainConfig(epochs=3.0, batch_size=16, log_every=4), optim=CONSTANT)
     with pytest.raises(Diverged, match="not finite at step 4"):
         run(setup, Loader(poison=3), objective=poisoned)
-    assert torch.equal(weights(poisoned), weights(before))
-    assert torch.isfinite(weights(clean)).all()
+    assert torch.equal(weights(poisoned), weights(three_steps))
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, None])
+def test_a_gradient_that_is_not_finite_changes_no_weight(clip_norm: float | None) -> None:
+    poisoned = make_objective()
+    # The loss stays finite, a gradient does not.
+    poisoned.model.encoder.cls_token.register_hook(lambda g: g * torch.inf)
+    before = weights(poisoned)
+    setup = RunConfig(
+        train=TrainConfig(epochs=3.0, batch_size=16, log_every=4),
+        optim=OptimConfig(clip_norm=clip_norm),
+    )
+    with pytest.raises(Diverged, match="gradient is not finite"):
+        run(setup, objective=poisoned)
+    assert torch.equal(weights(poisoned), before)
+
+
+def test_nothing_is_saved_or_evaluated_after_a_step_that_was_not_finite() -> None:
+    seen: list[int] = []
+    setup = RunConfig(
+        train=TrainConfig(epochs=3.0, batch_size=16, log_every=100),
+        eval=EvalConfig(epochs=1.0),
+        optim=CONSTANT,
+    )
+    with pytest.raises(Diverged, match="not finite at step 8"):
+        run(setup, Loader(poison=5), calls=lambda step: seen.append(step))
+    assert seen == [4, 4]  # evaluated and saved before, at step 4 alone
 
 
 def test_frozen_weights_stay_and_others_move() -> None:

@@ -46,7 +46,7 @@ def write(folder: Path, text: str = STUDY) -> Path:
 def test_cells_are_the_product_of_axes_and_seeds(tmp_path: Path) -> None:
     study = read_study(write(tmp_path / "0009-mine"), TINY)
     assert study.name == "0009-mine"
-    assert [c.name for c in study.cells] == ["pixels"] + [
+    assert [c.name.rpartition("-")[0] for c in study.cells] == ["pixels"] + [
         f"{stem}-{lr}-seed{seed}"
         for stem in ("linear", "coarse")
         for lr in ("low", "high")
@@ -83,10 +83,10 @@ def test_finished_cells_are_skipped_and_a_broken_one_does_not_stop_the_rest(
     study = read_study(write(tmp_path / "s", text), TINY)
     out = tmp_path / "out"
     failed = run_study(study, out)
-    assert sorted(failed) == ["coarse-low-seed0", "linear-low-seed0"]
+    assert sorted(f.rpartition("-")[0] for f in failed) == ["coarse-low-seed0", "linear-low-seed0"]
     assert "not finite" in capsys.readouterr().err
     status = {
-        folder.name: json.loads((folder / "run.json").read_text())["status"]
+        folder.name.rpartition("-")[0]: json.loads((folder / "run.json").read_text())["status"]
         for folder in out.iterdir()
     }
     assert status == {
@@ -96,7 +96,8 @@ def test_finished_cells_are_skipped_and_a_broken_one_does_not_stop_the_rest(
         "linear-high-seed0": "complete",
         "coarse-high-seed0": "complete",
     }
-    record = json.loads((out / "linear-high-seed0" / "run.json").read_text())
+    (folder,) = out.glob("linear-high-seed0-*")
+    record = json.loads((folder / "run.json").read_text())
     assert record["arm"] == {"stem": "linear", "lr": "high"}
     assert record["hardware"]["threads"] == 1
 
@@ -106,17 +107,44 @@ def test_finished_cells_are_skipped_and_a_broken_one_does_not_stop_the_rest(
     assert {p: p.stat().st_mtime_ns for p in out.glob("*-high-*/summary.json")} == times
 
 
+def test_a_changed_config_is_another_cell(tmp_path: Path) -> None:
+    path = write(tmp_path / "s")
+    before = {c.name for c in read_study(path, TINY).cells}
+    after = {c.name for c in read_study(path, [*TINY, "train.epochs=2"]).cells}
+    assert not before & after
+
+
+def test_cells_whose_names_run_together_are_kept_apart(tmp_path: Path) -> None:
+    axes = "axes: {a: {x: {}, x-y: {seed: 5}}, b: {y-z: {}, z: {optim: {lr: 0.5}}}}"
+    text = f"{{title: T, question: Q, config: digits.yaml, {axes}, seeds: [0]}}"
+    with pytest.raises(ValueError, match="the same run"):
+        read_study(write(tmp_path / "s", text), TINY)  # the seeds of an axis are overridden
+    text = text.replace("seed: 5", "optim: {momentum: 0.5}")
+    cells = read_study(write(tmp_path / "t", text), TINY).cells
+    assert len({c.name for c in cells}) == 4
+
+
+def test_a_default_written_out_is_the_same_run(tmp_path: Path) -> None:
+    axes = "axes: {a: {x: {}, y: {stem: {args: {bias: true}}}}}"
+    text = f"{{title: T, question: Q, config: digits.yaml, {axes}, seeds: [0]}}"
+    with pytest.raises(ValueError, match="are the same run"):
+        read_study(write(tmp_path / "s", text), TINY)
+
+
 def test_pixel_baselines_are_what_scikit_learn_says(tmp_path: Path) -> None:
     study = read_study(write(tmp_path / "s"), TINY)
     pixels = type(study)(study.name, "", "", None, 1, study.cells[:1])
     assert run_study(pixels, tmp_path / "out") == []
-    summary = json.loads((tmp_path / "out" / "pixels" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / study.cells[0].name / "summary.json").read_text())
     # scikit-learn's own documentation has logistic regression near 97 % and k-NN near 98 %.
     assert 0.95 < summary["results"]["test/logistic_regression"] < 0.99
     assert 0.97 < summary["results"]["test/knn"] < 1.0
 
 
-def test_ctrl_c_saves_the_cells_and_the_same_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_signal_saves_the_cells_and_leaves_none_behind(
+    tmp_path: Path, number: int, group: bool
+) -> None:
     study, out = write(tmp_path / "s"), tmp_path / "out"
     command = [
         sys.executable,
@@ -135,9 +163,14 @@ def test_ctrl_c_saves_the_cells_and_the_same_command_goes_on(tmp_path: Path) -> 
     deadline = time.monotonic() + 120
     while not list(out.glob("linear*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    if group:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)  # as a scheduler does
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "run the same command again to go on" in err
     assert "Traceback" not in err
     assert list(out.glob("linear*/checkpoints/step-*"))
+    for record in out.glob("*/run.json"):
+        assert json.loads(record.read_text())["status"] in ("stopped", "complete")
