@@ -22,7 +22,7 @@ from hybridvit.registry import Parts, Registry, load_plugins
 from hybridvit.stems import STEMS
 
 if TYPE_CHECKING:
-    from hybridvit.data.catalog import Dataset
+    from hybridvit.data.dataset import Dataset
 
 
 def make_parts(plugins: list[str]) -> tuple[Parts, dict[str, str]]:

@@ -56,7 +56,8 @@ class OptimConfig:
     """The optimizer and its schedule.
 
     `lr` is per 256 images of batch size. `lr_factors` multiplies it and `freeze` stops it for all
-    parameters whose name starts with a given prefix, such as `model.stem`. `layer_decay` d gives
+    parameters whose name starts with a given prefix, such as `model.stem` (the running statistics
+    of a frozen BatchNorm still move). `layer_decay` d gives
     norm and head the factor 1, the last block d, the one before d^2, and so on down to the stem.
     """
 

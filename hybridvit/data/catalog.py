@@ -28,25 +28,6 @@ from hybridvit.data.dataset import (
 )
 from hybridvit.data.files import ImageFiles, one_line
 from hybridvit.data.folders import image_folder, imagenet
-from hybridvit.data.splits import (
-    ArraySplit,
-    DecodedSplit,
-    Split,
-    fingerprint,
-    split_validation,
-    subset,
-)
-
-__all__ = [
-    "ArraySplit",
-    "Dataset",
-    "DecodedSplit",
-    "Split",
-    "datasets_table",
-    "fingerprint",
-    "split_validation",
-    "subset",
-]
 
 MAX_ARRAY_BYTES = 2**30  # of one IDX file; MNIST has 47 MB
 

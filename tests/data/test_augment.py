@@ -146,5 +146,5 @@ def test_values_that_are_not_possible() -> None:
         with pytest.raises(ValueError, match=r"scale=.* should be two shares"):
             Augment(scale=scale)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pad=8 should be smaller than the images of 8 x 9"):
-        Augment(pad=8).check((8, 9))
+        Augment(crop="pad", pad=8).check((8, 9))
     Augment(crop="none", pad=8).check((8, 8))

@@ -17,7 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hybridvit.data.catalog import Dataset, datasets_table
+from hybridvit.data.catalog import datasets_table
+from hybridvit.data.dataset import Dataset
 from hybridvit.registry import Registry
 
 TABLE = datasets_table()

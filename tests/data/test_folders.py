@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hybridvit.data.catalog import fingerprint
 from hybridvit.data.folders import image_folder, imagenet
+from hybridvit.data.splits import fingerprint
 
 
 def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (9, 7), colour: int = 100) -> None:

@@ -37,7 +37,7 @@ def loader(
 ) -> TrainLoader:
     return TrainLoader(
         split,
-        how or Augment(pad=2),
+        how or Augment(crop="pad", pad=2, flip=True),
         SIZE,
         batch_size=batch_size,
         seed=seed,
@@ -77,7 +77,7 @@ def test_every_epoch_is_complete() -> None:
 
 
 def test_a_batch_is_what_it_says() -> None:
-    split, how = arrays(), Augment(pad=2)
+    split, how = arrays(), Augment(crop="pad", pad=2, flip=True)
     batch = next(iter(loader(split).batches(16, 1)))  # straddles epochs 0 and 1
     epochs = torch.tensor([0] * 7 + [1])
     index = torch.cat([order(0, 0, 23)[16:], order(0, 1, 23)[:1]])
@@ -103,7 +103,7 @@ def test_resuming_equals_going_on(position: int, resident: bool) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("crop", ["pad", "resized"])
 def test_streaming_equals_resident(workers: int, crop: str) -> None:
-    how = Augment(crop=crop, pad=2)  # type: ignore[arg-type]
+    how = Augment(crop=crop, pad=2, flip=True)  # type: ignore[arg-type]
     picture = Image.radial_gradient("L")
 
     def decode(place: int) -> Image.Image:
@@ -191,7 +191,7 @@ def test_arguments_that_are_not_possible() -> None:
     with pytest.raises(ValueError, match=r"batch_size=6 cannot be .* multiple of 4"):
         loader(arrays(), batch_size=6, world=2)
     with pytest.raises(ValueError, match="pad=8 should be smaller"):
-        loader(arrays(), how=Augment(pad=8))
+        loader(arrays(), how=Augment(crop="pad", pad=8))
     assert len(next(iter(loader(arrays(), batch_size=7).batches(0, 1))).labels) == 7
 
 
