@@ -102,4 +102,4 @@ def _sees(stem: Stem, size: int) -> str:
     if side == size:
         return f"the whole {size} px image"
     text = "nothing" if side is None else f"{side} px"
-    return f"{text} by convolution, everything by normalisation statistics" if to_corner else text
+    return f"{text} by convolution, global by normalisation statistics" if to_corner else text

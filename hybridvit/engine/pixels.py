@@ -11,8 +11,8 @@ from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.data.loader import eval_batches
 from hybridvit.data.splits import Split, fingerprint, split_validation, subset
-from hybridvit.engine.run import Outcome, check_same_run
-from hybridvit.engine.runlog import SCHEMA, RunDirectory, environment
+from hybridvit.engine.run import Outcome
+from hybridvit.engine.runlog import SCHEMA, RunDirectory, check_same_run, environment
 from hybridvit.evaluation import probes
 
 
@@ -25,7 +25,7 @@ def pixel_baseline(config: RunConfig, out: Path) -> Outcome:
     config = build.resolve(config, parts)
     directory = RunDirectory(out)
     with directory.locked():
-        check_same_run(directory, directory.read_record(), config)
+        check_same_run(directory, directory.read_record(), config_hash(config))
         dataset = build.make_dataset(config, parts)
         kept, held_out = split_validation(dataset.train.labels, config.data.val_fraction)
         record = {

@@ -28,7 +28,13 @@ from hybridvit.engine.describe import describe_model
 from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_steps
 from hybridvit.engine.optim import make_optimizer
 from hybridvit.engine.pictures import write_rows
-from hybridvit.engine.runlog import SCHEMA, RunDirectory, environment
+from hybridvit.engine.runlog import (
+    SCHEMA,
+    RunDirectory,
+    check_same_data,
+    check_same_run,
+    environment,
+)
 from hybridvit.evaluation import probes
 from hybridvit.evaluation.accuracy import accuracy
 from hybridvit.registry import Parts
@@ -69,7 +75,7 @@ def train(
     directory = RunDirectory(out or Path("runs") / f"{name}-{config_hash(config)}")
     with directory.locked():
         before = directory.read_record()
-        check_same_run(directory, before, config)
+        check_same_run(directory, before, config_hash(config))
         if before and before["status"] == "complete":
             return Outcome(directory.path, "complete", f"{directory.path} is already complete")
         if config.train.threads is not None:
@@ -94,44 +100,6 @@ def train(
         directory.write_record(record)  # first: it makes the directory a run's
         directory.write_config(resolved(config))
         return session.run(record)
-
-
-def check_same_run(
-    directory: RunDirectory, before: dict[str, Any] | None, config: RunConfig
-) -> None:
-    """Refuse a directory that holds something else.
-
-    Raises:
-        ValueError: another config's run, or files that are no run.
-    """
-    if before is None:
-        foreign = [p.name for p in directory.path.iterdir() if not p.name.startswith(".")]
-        if foreign:
-            raise ValueError(
-                f"{directory.path} is not empty and holds no run ({foreign[0]} ...); "
-                "choose another out=DIR"
-            )
-    elif before.get("hash") != config_hash(config):
-        raise ValueError(
-            f"{directory.path} holds the run {before.get('hash')} of another config, this one is "
-            f"{config_hash(config)}; choose another out=DIR or remove it"
-        )
-
-
-def check_same_data(
-    directory: RunDirectory, before: dict[str, Any], record: dict[str, Any]
-) -> None:
-    """Refuse to go on with other images than the run began with.
-
-    Raises:
-        ValueError: the training images' fingerprint has changed.
-    """
-    old, new = before.get("data", {}).get("fingerprint"), record["data"]["fingerprint"]
-    if old != new:
-        raise ValueError(
-            f"{directory.path} was begun on other images (fingerprint {str(old)[:8]}, now "
-            f"{new[:8]}); choose another out=DIR or restore the data"
-        )
 
 
 # Fabric's notes on precision and devices are in the record; warnings still show.

@@ -100,6 +100,44 @@ class RunDirectory:
         os.replace(temporary, self.path / name)
 
 
+def check_same_run(
+    directory: RunDirectory, before: dict[str, Any] | None, config_hash: str
+) -> None:
+    """Refuse a directory that holds something else.
+
+    Raises:
+        ValueError: another config's run, or files that are no run.
+    """
+    if before is None:
+        foreign = [p.name for p in directory.path.iterdir() if not p.name.startswith(".")]
+        if foreign:
+            raise ValueError(
+                f"{directory.path} is not empty and holds no run ({foreign[0]} ...); "
+                "choose another out=DIR"
+            )
+    elif before.get("hash") != config_hash:
+        raise ValueError(
+            f"{directory.path} holds the run {before.get('hash')} of another config, this one is "
+            f"{config_hash}; choose another out=DIR or remove it"
+        )
+
+
+def check_same_data(
+    directory: RunDirectory, before: dict[str, Any], record: dict[str, Any]
+) -> None:
+    """Refuse to go on with other images than the run began with.
+
+    Raises:
+        ValueError: the training images' fingerprint has changed.
+    """
+    old, new = before.get("data", {}).get("fingerprint"), record["data"]["fingerprint"]
+    if old != new:
+        raise ValueError(
+            f"{directory.path} was begun on other images (fingerprint {str(old)[:8]}, now "
+            f"{new[:8]}); choose another out=DIR or restore the data"
+        )
+
+
 def environment() -> dict[str, Any]:
     """Code, package versions and hardware of this process, for run.json."""
     cuda = torch.cuda.is_available()

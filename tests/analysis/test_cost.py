@@ -95,8 +95,8 @@ def test_memory_in_closed_form() -> None:
 
 
 def test_an_objective_whose_shapes_depend_on_data_has_no_count() -> None:
-    class Chooses(type(make_objective())):  # type: ignore[misc]
-        def forward(self, batch):  # type: ignore[no-untyped-def]
+    class Chooses(type(make_objective())):
+        def forward(self, batch):
             output = super().forward(batch)
             bright = batch.images[batch.images.mean(dim=(1, 2, 3)) > 0.5]
             return output._replace(loss=output.loss + bright.sum())

@@ -139,12 +139,12 @@ def test_plain_changes_nothing_but_the_type() -> None:
 
 def test_values_that_are_not_possible() -> None:
     with pytest.raises(ValueError, match="crop='random' should be one of none, pad, resized"):
-        Augment(crop="random")  # type: ignore[arg-type]
+        Augment(crop="random")
     with pytest.raises(ValueError, match="pad=-1 should be 0 or more"):
         Augment(pad=-1)
     for scale in ((0.0, 1.0), (0.5, 0.2), (0.5, 1.5), (0.5,)):
         with pytest.raises(ValueError, match=r"scale=.* should be two shares"):
-            Augment(scale=scale)  # type: ignore[arg-type]
+            Augment(scale=scale)
     with pytest.raises(ValueError, match="pad=8 should be smaller than the images of 8 x 9"):
         Augment(crop="pad", pad=8).check((8, 9))
     Augment(crop="none", pad=8).check((8, 8))

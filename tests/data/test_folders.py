@@ -210,7 +210,7 @@ def test_fingerprint_follows_paths_and_sizes(tmp_path: Path) -> None:
     first, moved = (fingerprint(image_folder(str(tmp_path / n)).train) for n in "xy")
     assert first == moved
     trained = image_folder(str(tmp_path / "x")).train
-    path = trained.decode.__self__.paths[0]  # type: ignore[attr-defined]
+    path = trained.decode.__self__.paths[0]
     Path(path).write_bytes(Path(path).read_bytes() + b"\0")
     assert fingerprint(image_folder(str(tmp_path / "x")).train) != first
 

@@ -103,7 +103,7 @@ def test_resuming_equals_going_on(position: int, resident: bool) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("crop", ["pad", "resized"])
 def test_streaming_equals_resident(workers: int, crop: str) -> None:
-    how = Augment(crop=crop, pad=2, flip=True)  # type: ignore[arg-type]
+    how = Augment(crop=crop, pad=2, flip=True)
     picture = Image.radial_gradient("L")
 
     def decode(place: int) -> Image.Image:

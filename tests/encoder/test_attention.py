@@ -42,8 +42,8 @@ def test_equals_torchs_multihead_attention() -> None:
 def test_qk_norm_normalises_each_head_of_queries_and_keys() -> None:
     ours, x = attention(qk_norm=True), torch.randn(2, 5, 12, dtype=torch.float64)
     q, k, v = (part.view(2, 5, 3, 4).transpose(1, 2) for part in ours.qkv(x).chunk(3, dim=-1))
-    q = F.layer_norm(q, (4,), ours.q_norm.weight, ours.q_norm.bias, 1e-6)  # type: ignore[arg-type]
-    k = F.layer_norm(k, (4,), ours.k_norm.weight, ours.k_norm.bias, 1e-6)  # type: ignore[arg-type]
+    q = F.layer_norm(q, (4,), ours.q_norm.weight, ours.q_norm.bias, 1e-6)
+    k = F.layer_norm(k, (4,), ours.k_norm.weight, ours.k_norm.bias, 1e-6)
     out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     torch.testing.assert_close(ours(x), ours.proj(out))
 

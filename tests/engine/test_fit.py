@@ -19,7 +19,7 @@ class Loader:
     def __init__(self, poison: int | None = None) -> None:
         self.poison = poison
 
-    def batches(self, start: int, steps: int):  # type: ignore[no-untyped-def]
+    def batches(self, start: int, steps: int):
         for position in range(start, start + 16 * steps, 16):
             batch = make_batch(16, seed=position)
             if position // 16 == self.poison:
@@ -27,7 +27,7 @@ class Loader:
             yield batch
 
 
-def run(  # type: ignore[no-untyped-def]
+def run(
     config: RunConfig,
     loader: Loader | None = None,
     steps_done: int = 0,
@@ -67,7 +67,7 @@ def run(  # type: ignore[no-untyped-def]
 
 def config(**train: object) -> RunConfig:
     defaults = {"epochs": 3.0, "batch_size": 16, "log_every": 4}
-    return RunConfig(train=TrainConfig(**{**defaults, **train}))  # type: ignore[arg-type]
+    return RunConfig(train=TrainConfig(**{**defaults, **train}))
 
 
 def weights(objective: torch.nn.Module) -> torch.Tensor:
@@ -201,7 +201,7 @@ def test_batches_are_drawn_from_the_resumed_position() -> None:
     positions: list[int] = []
 
     class Recorder(Loader):
-        def batches(self, start: int, steps: int):  # type: ignore[no-untyped-def]
+        def batches(self, start: int, steps: int):
             positions.extend((start, steps))
             return super().batches(start, steps)
 
@@ -211,7 +211,7 @@ def test_batches_are_drawn_from_the_resumed_position() -> None:
 
 def test_a_fixed_batch_is_overfitted() -> None:
     class Fixed(Loader):
-        def batches(self, start: int, steps: int):  # type: ignore[no-untyped-def]
+        def batches(self, start: int, steps: int):
             return itertools.repeat(make_batch(16), steps)
 
     setup = RunConfig(

@@ -57,11 +57,11 @@ def test_a_run_leaves_its_whole_record(tmp_path: Path) -> None:
     record = read(outcome.path, "run.json")
     assert record["status"] == "complete"
     assert record["arm"] == {"stem": "linear"}
-    assert record["data"]["train"] + record["data"]["val"] + record["data"]["test"] == 1797  # type: ignore[index,operator]
-    assert record["model"]["tokens"] == 16  # type: ignore[index]
-    assert record["packages"]["torch"] == torch.__version__.split("+")[0]  # type: ignore[index]
+    assert record["data"]["train"] + record["data"]["val"] + record["data"]["test"] == 1797
+    assert record["model"]["tokens"] == 16
+    assert record["packages"]["torch"] == torch.__version__.split("+")[0]
     results = read(outcome.path, "summary.json")["results"]
-    assert results.keys() == {  # type: ignore[attr-defined]
+    assert results.keys() == {
         "test/knn",
         "test/linear",
         "untrained/test/knn",
@@ -191,7 +191,7 @@ def test_the_untrained_probe_is_of_the_same_seeds_start(tmp_path: Path) -> None:
     frozen = ["optim.freeze=[model]"]
     outcome = train(load(*overrides, *frozen), name="a", out=tmp_path / "a", show=False)
     results = read(outcome.path, "summary.json")["results"]
-    assert results["test/knn"] == results["untrained/test/knn"]  # type: ignore[index]
+    assert results["test/knn"] == results["untrained/test/knn"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

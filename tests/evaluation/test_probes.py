@@ -76,4 +76,4 @@ def test_nearest_pixels_equals_a_loop() -> None:
         near = (train[0] - x).square().sum(1).argsort()[:5]
         hits += int(train[1][near].bincount(minlength=3).argmax() == label)
     arrays = [tuple(np.asarray(part) for part in split) for split in (train, test)]
-    assert probes.nearest_pixels(*arrays) == hits / 20  # type: ignore[arg-type]
+    assert probes.nearest_pixels(*arrays) == hits / 20

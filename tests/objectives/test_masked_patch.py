@@ -11,7 +11,7 @@ STEMS = ["linear", "resnet"]
 
 
 def make(stem: str = "linear", **args: object) -> MaskedPatch:
-    objective = make_objective("masked_patch", stem, **args)  # type: ignore[arg-type]
+    objective = make_objective("masked_patch", stem, **args)
     assert isinstance(objective, MaskedPatch)
     # GroupNorm gains of 0 would hide what a residual branch mixes.
     for name, parameter in objective.named_parameters():
@@ -90,7 +90,7 @@ def test_without_the_fill_a_mixing_stem_leaks_and_the_check_sees_it() -> None:
     assert (patchify(images.grad, 4)[corruption.masked] != 0).any()
 
 
-def _outputs(objective: MaskedPatch, images: torch.Tensor, key: torch.Tensor):  # type: ignore[no-untyped-def]
+def _outputs(objective: MaskedPatch, images: torch.Tensor, key: torch.Tensor):
     _, corruption, outputs = objective.predict(images, key)
     return outputs, corruption
 

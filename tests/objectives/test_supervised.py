@@ -10,7 +10,7 @@ from hybridvit.objectives.supervised import Supervised
 
 
 def make(**args: object) -> Supervised:
-    objective = make_objective("supervised", **args)  # type: ignore[arg-type]
+    objective = make_objective("supervised", **args)
     assert isinstance(objective, Supervised)
     for parameter in objective.model.head.parameters():
         torch.nn.init.normal_(parameter)

@@ -91,7 +91,7 @@ def test_strides_and_parameters_are_those_of_the_papers_backbones(name: str) -> 
 def test_default_is_the_papers_r50_with_stage_4_moved_to_stage_3() -> None:
     with torch.device("meta"):
         stem = ResNetStem(dim=768)
-    assert [len(stage) for stage in stem.stages] == [3, 4, 9]  # type: ignore[arg-type]
+    assert [len(stage) for stage in stem.stages] == [3, 4, 9]
     assert stem.patch_px == 16
     assert stem.proj.weight.shape == (768, 1024, 1, 1)
 

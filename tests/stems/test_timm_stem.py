@@ -86,7 +86,7 @@ def test_batch_coupling_is_declared_for_batch_norm_alone() -> None:
 )
 def test_wrong_options_end_in_one_line(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        timm_stem(dim=8, **options)  # type: ignore[arg-type]
+        timm_stem(dim=8, **options)
     assert str(caught.value).startswith("stem 'timm': ")
     assert "\n" not in str(caught.value)
 
