@@ -9,8 +9,8 @@ from hybridvit.analysis import cost
 from hybridvit.analysis.receptive_field import mixes_globally, receptive_field
 from hybridvit.config import RunConfig
 from hybridvit.contracts import DataSpec, Objective, Stem
-from hybridvit.data.dataset import AbsentData
-from hybridvit.data.splits import split_validation
+from hybridvit.data.dataset import AbsentData, Dataset
+from hybridvit.data.splits import fingerprint, split_validation
 from hybridvit.registry import Parts
 
 ASSUMED_CLASSES = 1000
@@ -76,6 +76,23 @@ def _spec(config: RunConfig, parts: Parts) -> tuple[DataSpec, str]:
     kept, _ = split_validation(dataset.train.labels, config.data.val_fraction)
     text = f"{dataset.name}, {len(kept)} training images of {height} x {width} px"
     return spec, f"{text}, {spec.classes} classes"
+
+
+def describe_data(dataset: Dataset, train: int, val: int) -> dict[str, Any]:
+    """What a data set is, and how many images of it train and validate."""
+    return {
+        "name": dataset.name,
+        "fingerprint": fingerprint(dataset.train),
+        "train": train,
+        "val": val,
+        "test": len(dataset.test),
+        "classes": len(dataset.classes),
+        "channels": dataset.channels,
+        "image_size": list(dataset.image_size),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "notes": dataset.notes,
+    }
 
 
 def describe_model(objective: Objective, spec: DataSpec, config: RunConfig) -> dict[str, Any]:

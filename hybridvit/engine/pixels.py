@@ -10,9 +10,10 @@ import torch
 from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.data.loader import eval_batches
-from hybridvit.data.splits import Split, fingerprint, split_validation, subset
+from hybridvit.data.splits import Split, split_validation, subset
+from hybridvit.engine.describe import describe_data
 from hybridvit.engine.run import Outcome
-from hybridvit.engine.runlog import SCHEMA, RunDirectory, check_same_run, environment
+from hybridvit.engine.runlog import RunDirectory, check_same_run, new_record
 from hybridvit.evaluation import probes
 
 
@@ -28,30 +29,10 @@ def pixel_baseline(config: RunConfig, out: Path) -> Outcome:
         check_same_run(directory, directory.read_record(), config_hash(config))
         dataset = build.make_dataset(config, parts)
         kept, held_out = split_validation(dataset.train.labels, config.data.val_fraction)
-        record = {
-            "schema": SCHEMA,
-            "kind": "pixels",
-            "name": "pixels",
-            "hash": config_hash(config),
-            "arm": {},
-            "seed": config.seed,
-            **environment(),
-            "data": {
-                "name": dataset.name,
-                "fingerprint": fingerprint(dataset.train),
-                "train": len(kept),
-                "val": len(held_out),
-                "test": len(dataset.test),
-                "classes": len(dataset.classes),
-                "channels": dataset.channels,
-                "image_size": list(dataset.image_size),
-                "notes": dataset.notes,
-            },
-            "plugins": plugins,
-            "error": None,
-        }
+        record = new_record("pixels", "pixels", config_hash(config), config.seed, plugins)
+        record["data"] = describe_data(dataset, len(kept), len(held_out))
+        directory.write_record(record)
         directory.write_config(resolved(config))
-        directory.write_record({**record, "status": "running"})
         train = _pixels(subset(dataset.train, kept), dataset.channels)
         test = _pixels(dataset.test, dataset.channels)
         results = {

@@ -21,20 +21,14 @@ from hybridvit.contracts import Batch, Objective
 from hybridvit.data.dataset import Dataset
 from hybridvit.data.loader import TrainLoader, eval_batches
 from hybridvit.data.resident import Resident, fits
-from hybridvit.data.splits import ArraySplit, Split, fingerprint, split_validation, subset
+from hybridvit.data.splits import ArraySplit, Split, split_validation, subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.engine import checkpoint
-from hybridvit.engine.describe import describe_model
+from hybridvit.engine.describe import describe_data, describe_model
 from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_steps
 from hybridvit.engine.optim import make_optimizer
 from hybridvit.engine.pictures import write_rows
-from hybridvit.engine.runlog import (
-    SCHEMA,
-    RunDirectory,
-    check_same_data,
-    check_same_run,
-    environment,
-)
+from hybridvit.engine.runlog import RunDirectory, check_same_data, check_same_run, new_record
 from hybridvit.evaluation import probes
 from hybridvit.evaluation.accuracy import accuracy
 from hybridvit.registry import Parts
@@ -81,20 +75,12 @@ def train(
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         session = Session(config, parts, directory, show)
-        record = {
-            "schema": SCHEMA,
-            "kind": "train",
-            "name": name,
-            "hash": config_hash(config),
-            "arm": arm or {},
-            "status": "running",
-            "seed": config.seed,
-            **environment(),
-            "data": session.describe_data(),
-            "model": describe_model(session.objective, session.dataset.spec(), config),
-            "plugins": plugins,
-            "error": None,
-        }
+        record = new_record("train", name, config_hash(config), config.seed, plugins)
+        record["arm"] = arm or {}
+        record["data"] = describe_data(
+            session.dataset, len(session.train_split), len(session.val_split)
+        )
+        record["model"] = describe_model(session.objective, session.dataset.spec(), config)
         if before:
             check_same_data(directory, before, record)
         directory.write_record(record)  # first: it makes the directory a run's
@@ -328,22 +314,6 @@ class Session:
             self.fabric.device,
             0 if isinstance(split, ArraySplit) else self.config.data.workers,
         )
-
-    def describe_data(self) -> dict[str, Any]:
-        """The data section of the record."""
-        return {
-            "name": self.dataset.name,
-            "fingerprint": fingerprint(self.dataset.train),
-            "train": len(self.train_split),
-            "val": len(self.val_split),
-            "test": len(self.dataset.test),
-            "classes": len(self.dataset.classes),
-            "channels": self.dataset.channels,
-            "image_size": list(self.dataset.image_size),
-            "mean": list(self.dataset.mean),
-            "std": list(self.dataset.std),
-            "notes": self.dataset.notes,
-        }
 
     def say(self, text: str) -> None:
         """A line for the user, beside the progress bar."""

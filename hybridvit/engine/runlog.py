@@ -138,6 +138,24 @@ def check_same_data(
         )
 
 
+def new_record(
+    kind: str, name: str, config_hash: str, seed: int, plugins: dict[str, str]
+) -> dict[str, Any]:
+    """run.json of a run that begins now; its maker adds the sections `data` and `model`."""
+    return {
+        "schema": SCHEMA,
+        "kind": kind,
+        "name": name,
+        "hash": config_hash,
+        "arm": {},
+        "status": "running",
+        "error": None,
+        "seed": seed,
+        **environment(),
+        "plugins": plugins,
+    }
+
+
 def environment() -> dict[str, Any]:
     """Code, package versions and hardware of this process, for run.json."""
     cuda = torch.cuda.is_available()
