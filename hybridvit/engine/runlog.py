@@ -162,7 +162,7 @@ def environment() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "code": {"version": __version__, "results_version": RESULTS_VERSION, **_git()},
+        "code": {"version": __version__, "results_version": RESULTS_VERSION, **git_state()},
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "hardware": {
@@ -193,7 +193,8 @@ def _version(package: str) -> str | None:
 
 
 @functools.cache  # of the code that was imported, whatever is checked out later
-def _git() -> dict[str, Any]:
+def git_state() -> dict[str, Any]:
+    """The commit of the imported code and whether its checkout is changed; none outside of one."""
     source = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:

@@ -7,8 +7,10 @@ import sklearn.neighbors
 
 import hybridvit.engine.pixels
 import hybridvit.engine.run
-from hybridvit.engine.runlog import environment
+from hybridvit.engine.runlog import git_state
 
-environment()  # remembers the commit of the code that was just imported
+# Remembers the commit of the code that was just imported. Nothing here may touch a GPU: CUDA that
+# was started before a fork cannot be used after it.
+git_state()
 
 __all__ = ["hybridvit", "lightly", "scipy", "sklearn"]
