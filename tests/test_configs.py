@@ -104,9 +104,10 @@ def test_arms_of_a_study_share_grid_encoder_and_epochs(path: Path) -> None:
         (
             parts.stems.build(cell.config.stem.name, cell.config.stem.args, dim=8).patch_px,
             str(cell.config.encoder),
-            cell.config.train.epochs,
             str(cell.config.data),
         )
         for cell in study.cells
     }
     assert len(shared) == 1
+    budgets = {(c.config.objective.name, c.config.train.epochs) for c in study.cells if c.arm}
+    assert len(budgets) == len({name for name, _ in budgets})  # equal under each objective
