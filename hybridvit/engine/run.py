@@ -89,7 +89,8 @@ def train(
 
 
 # Fabric's notes on precision and devices are in the record; warnings still show.
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+for package in ("lightning_fabric", "pytorch_lightning"):
+    logging.getLogger(package).setLevel(logging.WARNING)
 
 
 class Session:
