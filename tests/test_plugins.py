@@ -99,7 +99,8 @@ def check_record(tmp_path: Path, plugin: str, version: str) -> None:
     assert record["status"] == "complete"
     assert record["plugins"] == {plugin: version}
     assert record["model"]["tokens"] == 16
-    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
     losses = [m["train/loss"] for m in metrics if "train/loss" in m]
     assert losses[-1] < losses[0] / 2
 
