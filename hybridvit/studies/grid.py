@@ -135,8 +135,9 @@ def run_study(study: Study, out: Path) -> list[str]:
             while waiting or running:
                 while waiting and len(running) < slots:
                     cell = waiting.pop(0)
-                    running[cell.name] = context.Process(target=_run_cell, args=(cell, out))
-                    running[cell.name].start()
+                    process = context.Process(target=_run_cell, args=(cell, out))
+                    process.start()
+                    running[cell.name] = process
                 time.sleep(POLL_SECONDS)
                 for name in [n for n, process in running.items() if not process.is_alive()]:
                     if running.pop(name).exitcode != 0:
@@ -144,10 +145,11 @@ def run_study(study: Study, out: Path) -> list[str]:
                         status.say(f"cell {name} failed: {_error(out / name)}")
                 status.update(list(running))
         except KeyboardInterrupt:
-            for process in running.values():
-                process.terminate()  # it saves and ends
-            for process in running.values():
-                process.join()
+            children = multiprocessing.active_children()
+            for child in children:
+                child.terminate()  # it saves and ends
+            for child in children:
+                child.join()
             status.say("stopped; run the same command again to go on")
             raise
     return failed

@@ -167,7 +167,10 @@ def test_a_signal_saves_the_cells_and_leaves_none_behind(
         os.killpg(process.pid, number)  # as a terminal does
     else:
         process.send_signal(number)  # as a scheduler does
-    _, err = process.communicate(timeout=120)
+    try:
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert "run the same command again to go on" in err
     assert "Traceback" not in err
