@@ -194,16 +194,18 @@ class _Status:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that no cell is left behind."""
+    """SIGTERM as Ctrl-C, so that no cell is left behind; and Ctrl-C itself, which a process that
+    was started in the background ignores otherwise."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_cell(cell: Cell, out: Path) -> None:
