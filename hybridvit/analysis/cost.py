@@ -66,7 +66,11 @@ def measure(objective: Objective, image_size: tuple[int, int], images: int = 2) 
             loss = meta(batch).loss
         with FlopCounterMode(display=False) as backward:
             loss.backward()
-    except (NotImplementedError, RuntimeError):  # e.g. x[mask], .item(): nothing to know on meta
+    except RuntimeError as error:  # NotImplementedError is one
+        # x[mask], .item() and the like need values, which meta tensors have not. Any other error
+        # is the objective's own, and better seen before a run than in it.
+        if "meta" not in str(error).lower():
+            raise
         return Cost(None, None, None)
     activations = sum(size for storage, size in kept.items() if storage not in weights)
     return Cost(

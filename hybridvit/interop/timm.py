@@ -290,4 +290,4 @@ def _timm_resnet(stem: ResNetStem) -> nn.Module:
         backbone.stages.add_module(str(i), stage)
         channels = out
     backbone.num_features = channels
-    return backbone  # type: ignore[no-any-return]
+    return backbone  # type: ignore[no-any-return]  # Any, to set its stem

@@ -104,3 +104,10 @@ def test_an_objective_whose_shapes_depend_on_data_has_no_count() -> None:
     objective = make_objective()
     objective.__class__ = Chooses
     assert cost.measure(objective, (16, 16)) == cost.Cost(None, None, None)
+
+
+def test_an_objectives_own_error_is_not_taken_for_that() -> None:
+    objective = make_objective()
+    objective.model.head = torch.nn.Linear(3, 10)
+    with pytest.raises(RuntimeError, match=r"reduction dim|cannot be multiplied"):
+        cost.measure(objective, (16, 16))
