@@ -1,4 +1,4 @@
-"""All that a plug-in imports: what a stem and an objective are, and what passes between them.
+"""All that a plug-in imports: what a stem, an objective and a target are, and what passes between.
 
 Shapes: B images, H x W pixels, a grid of h x w patches, N tokens, width D.
 """
@@ -44,6 +44,8 @@ class Batch:
     labels: Tensor  # (B,) int64
     index: Tensor  # (B,) int64, position in the data set
     key: Tensor  # (B,) int64, random key of each image: a pure function of (seed, epoch, index)
+    # Further views of the same images, each (B, 3, H, W); `Objective.views` - 1 of them.
+    others: tuple[Tensor, ...] = ()
 
 
 class StepOutput(NamedTuple):
@@ -53,11 +55,25 @@ class StepOutput(NamedTuple):
     metrics: dict[str, Tensor]  # detached scalars
 
 
+class Prediction(NamedTuple):
+    """What a masked objective hid, saw and predicted: leakage is measured on it.
+
+    `tokens` and `outputs` must depend on no hidden pixel of any image of the batch.
+    """
+
+    hidden: Tensor  # (B, h, w) bool, patches of the stem's grid whose own content is withheld
+    seen: Tensor  # (B, 3, H, W) images that entered the stem, in [0, 1]
+    tokens: Tensor  # (B, N, D) patch tokens that entered the encoder
+    outputs: Tensor  # (B, M, outputs) for M patches an image
+    index: Tensor  # (B, M) int64, row-major positions of those patches
+
+
 class Stem(nn.Module, ABC):
     """Images to patch tokens; adds no position embedding and no class token."""
 
     patch_px: int  # pixels per token side: the total stride
-    is_patch_local: bool = False  # token i is a function of the pixels of patch i alone
+    # Token i is one function, the same for every i, of the pixels of patch i alone.
+    is_patch_local: bool = False
     couples_batch: bool = False  # tokens depend on the other images (BatchNorm in train mode)
 
     @abstractmethod
@@ -77,10 +93,16 @@ class Objective(nn.Module, ABC):
     """A model and the loss that trains it. `forward` is the only trained entry point."""
 
     model: HybridViT
+    views: int = 1  # augmented views of each image that a batch must hold
+    evaluated: str = "model"  # attribute that holds the network to evaluate, e.g. "teacher"
 
     @abstractmethod
     def forward(self, batch: Batch) -> StepOutput:
         """Loss and metrics of a batch; random draws come from `batch.key` alone."""
+
+    def predict(self, batch: Batch) -> Prediction | None:
+        """What a masked objective predicts; None for one that hides nothing."""
+        return None
 
     def after_step(self, step: int) -> None:
         """Called after each optimizer step, e.g. to update an EMA teacher."""
@@ -88,3 +110,28 @@ class Objective(nn.Module, ABC):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Named picture rows (B, 3, H, W) in [0, 1], e.g. input and reconstruction."""
         return {}
+
+
+class Target(nn.Module, ABC):
+    """What a masked objective predicts of each patch, and the loss."""
+
+    outputs: int  # numbers predicted for a patch
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Targets (B, N, ...) of all patches of augmented images (B, 3, H, W) in [0, 1]."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Mean loss () of outputs (B, M, outputs) against their targets (B, M, ...)."""
+
+    def metrics(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Further detached scalars, such as the loss of a constant guess."""
+        return {}
+
+    def decode(self, outputs: Tensor) -> Tensor | None:
+        """Outputs as a picture of their patches (B, M, C, P, P) in [0, 1], C being 1 or 3."""
+        return None
+
+    def after_step(self, model: HybridViT) -> None:
+        """Called after each optimizer step with the trained model, e.g. to update a teacher."""

@@ -42,5 +42,10 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch_px: int) -> Tensor:
     return x.reshape(b, c, h * patch_px, w * patch_px)
 
 
+def take(patches: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (B, M) of patches (B, N, L): (B, M, L)."""
+    return patches.gather(1, index[:, :, None].expand(-1, -1, patches.shape[-1]))
+
+
 def _nearest(size: int, patch_px: int) -> int:
     return max(1, round(size / patch_px)) * patch_px

@@ -127,7 +127,10 @@ class Parts:
     stems: Registry[Any] = field(default_factory=lambda: Registry("stem", given=("dim",)))
     encoders: Registry[Any] = field(default_factory=lambda: Registry("encoder", given=("grid",)))
     objectives: Registry[Any] = field(
-        default_factory=lambda: Registry("objective", given=("model", "data"))
+        default_factory=lambda: Registry("objective", given=("model", "data", "targets"))
+    )
+    targets: Registry[Any] = field(
+        default_factory=lambda: Registry("target", given=("model", "data"))
     )
 
 

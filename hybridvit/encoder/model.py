@@ -16,6 +16,7 @@ from hybridvit.encoder.attention import Attention
 from hybridvit.encoder.mlp import Activation, make_activation, make_mlp
 from hybridvit.encoder.pooling import AttentionPool
 from hybridvit.encoder.positions import interpolate
+from hybridvit.patches import patchify, take, unpatchify
 
 
 class Encoder(nn.Module):
@@ -221,10 +222,28 @@ class HybridViT(nn.Module):
         h, w = self.encoder.grid
         return h * self.stem.patch_px, w * self.stem.patch_px
 
-    def tokens(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
-        """Patch tokens (B, N, D) of images (B, 3, H, W) in [0, 1]."""
-        tokens: Tokens = self.stem((images - self.mean) / self.std, visible)
-        return tokens
+    def tokens(
+        self, images: Tensor, visible: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tokens:
+        """Patch tokens of images (B, 3, H, W) in [0, 1].
+
+        Args:
+            visible: (B, h, w) bool for the stem, see `Stem.forward`.
+            keep: (B, K) int64, row-major positions to give tokens of; by default all. A
+                patch-local stem computes no others: it is given the kept patches side by side, as
+                one image of 1 x K patches.
+        """
+        normalised = (images - self.mean) / self.std
+        if keep is None:
+            tokens: Tokens = self.stem(normalised, visible)
+            return tokens
+        p = self.stem.patch_px
+        if self.stem.is_patch_local:
+            strip = unpatchify(take(patchify(normalised, p), keep), (1, keep.shape[1]), p)
+            x = self.stem(strip).x
+        else:
+            x = take(self.stem(normalised, visible).x, keep)
+        return Tokens(x, (images.shape[-2] // p, images.shape[-1] // p), keep)
 
     def features(self, images: Tensor) -> Tensor:
         """One feature vector an image, (B, D): what every probe uses."""

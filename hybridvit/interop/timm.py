@@ -29,6 +29,7 @@ from timm.models.resnetv2 import Bottleneck, ResNetStage, ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from hybridvit.backbones import create_timm
 from hybridvit.contracts import Stem
 from hybridvit.encoder.mlp import Activation
 from hybridvit.encoder.mlp import GatedMlp as OurGatedMlp
@@ -50,7 +51,7 @@ from hybridvit.interop.timm_options import (
 )
 from hybridvit.stems.linear import LinearStem
 from hybridvit.stems.resnet import ResNetStem
-from hybridvit.stems.timm import FeatureMapStem, create_timm
+from hybridvit.stems.timm import FeatureMapStem
 
 _ACTIVATION_LAYERS: dict[Activation, type[nn.Module]] = {
     "gelu": nn.GELU,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hybridvit.contracts import Batch, DataSpec, Objective, StepOutput, Tokens
-from hybridvit.objectives.masking import Corruption, bert_corruption, take
+from hybridvit.objectives.masking import Corruption, bert_corruption
 from hybridvit.objectives.targets import make_target
-from hybridvit.patches import patchify, unpatchify
+from hybridvit.patches import patchify, take, unpatchify
 
 if TYPE_CHECKING:
     from hybridvit.encoder.model import HybridViT

@@ -45,8 +45,3 @@ def bert_corruption(
     return Corruption(
         corrupted, is_masked, torch.where(is_replaced, kept_first.gather(1, choice), own)
     )
-
-
-def take(patches: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (B, M) of patches (B, N, L): (B, M, L)."""
-    return patches.gather(1, index[:, :, None].expand(-1, -1, patches.shape[-1]))

@@ -4,8 +4,7 @@ from conftest import make_batch, make_objective
 
 from hybridvit.contracts import Tokens
 from hybridvit.objectives.masked_patch import MaskedPatch
-from hybridvit.objectives.masking import take
-from hybridvit.patches import patchify
+from hybridvit.patches import patchify, take
 
 STEMS = ["linear", "resnet"]
 

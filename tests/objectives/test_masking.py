@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from hybridvit.objectives.masking import bert_corruption, take
+from hybridvit.objectives.masking import bert_corruption
+from hybridvit.patches import take
 
 KEYS = torch.arange(2000) * 7919 + 11
 COUNT = 49

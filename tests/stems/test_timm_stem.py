@@ -7,7 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from hybridvit.stems.timm import FeatureMapStem, create_timm, timm_stem
+from hybridvit.backbones import create_timm
+from hybridvit.stems.timm import FeatureMapStem, timm_stem
 
 
 @pytest.mark.parametrize(
