@@ -2,42 +2,121 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridvit.encoder.positions import (
+    UNPLACED,
+    Places,
+    RelativeBias,
+    RelativePosition,
+    rotate,
+)
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for (B, heads, N, d) queries, keys and values.
+Axis = Literal["row", "column"]
+AXES: tuple[Axis, Axis] = ("row", "column")
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, bias: Tensor | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v for (B, heads, N, d) queries, keys and values.
 
     The fused kernel is the fast path on GPUs. On CPUs its backward pass is several times slower
     than two plain matrix products at the sizes of a ViT, and on the meta device only the plain
     ones count as what they cost.
+
+    Args:
+        bias: (1 or B, 1 or heads, N, N), -inf where a query must not see a key.
     """
     if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
+        mask = None if bias is None else bias.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    logits = q * q.shape[-1] ** -0.5 @ k.mT
+    weights = (logits if bias is None else logits + bias).softmax(dim=-1)
     return F.dropout(weights, dropout) @ v
 
 
+def attend_along(
+    axis: Axis, q: Tensor, k: Tensor, v: Tensor, places: Places, dropout: float = 0.0
+) -> Tensor:
+    """Axial attention of all patches of a grid, in order, after the class and register tokens.
+
+    A patch attends to its row (or column) and to the class and register tokens, these to all
+    tokens: what `attend` gives with `Places.masks`, for the cost of the pairs that are not masked.
+    """
+    first, (h, w) = places.prefix, places.grid
+    lines, where = (h, 2) if axis == "row" else (w, 3)
+
+    def cut(x: Tensor) -> Tensor:  # (B, heads, P + N, d) to (B * lines, heads, length, d)
+        grid: Tensor = x[:, :, first:].unflatten(2, (h, w))
+        return grid.movedim(where, 1).flatten(0, 1)
+
+    def cut_with_prefix(x: Tensor) -> Tensor:
+        prefix = x[:, None, :, :first].expand(-1, lines, -1, -1, -1).flatten(0, 1)
+        return torch.cat([prefix, cut(x)], dim=2)
+
+    out = attend(cut(q), cut_with_prefix(k), cut_with_prefix(v), dropout)
+    whole: Tensor = out.unflatten(0, (-1, lines))
+    patches = whole.movedim(1, where).flatten(2, 3)
+    if first == 0:
+        return patches
+    return torch.cat([attend(q[:, :, :first], k, v, dropout), patches], dim=2)
+
+
 class Attention(nn.Module):
-    """Self-attention of (B, N, D) tokens with `heads` heads of width D / heads."""
+    """Self-attention of (B, N, D) tokens with `heads` heads of width D / heads.
+
+    Args:
+        position: logits that depend on the offset between patches; class and register tokens
+            have none.
+        axis: patches attend along their row or column (and to class and register tokens) only.
+    """
 
     def __init__(
-        self, dim: int, heads: int, *, bias: bool, qk_norm: bool, norm_eps: float, dropout: float
+        self,
+        dim: int,
+        heads: int,
+        *,
+        bias: bool,
+        qk_norm: bool,
+        norm_eps: float,
+        dropout: float,
+        position: RelativePosition | RelativeBias | None = None,
+        axis: Axis | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
+        self.axis = axis
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.q_norm = nn.LayerNorm(dim // heads, norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // heads, norm_eps) if qk_norm else nn.Identity()
+        self.position = position
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, places: Places = UNPLACED) -> Tensor:
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, d)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if places.rotation is not None:
+            q, k = rotate(q, places.rotation), rotate(k, places.rotation)
         dropout = self.dropout if self.training else 0.0
-        out = attend(self.q_norm(q), self.k_norm(k), v, dropout)
+        if self.axis is not None and places.masks is None:
+            out = attend_along(self.axis, q, k, v, places, dropout)
+        else:
+            out = attend(q, k, v, dropout, self._bias(q, places))
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(b, n, d))
         return projected
+
+    def _bias(self, q: Tensor, places: Places) -> Tensor | None:
+        mask = places.masks[self.axis] if self.axis and places.masks else None
+        if self.position is None:
+            return mask
+        logits = self.position(q[:, :, places.prefix :], places)
+        bias = F.pad(logits, (places.prefix, 0, places.prefix, 0))
+        return bias if mask is None else bias + mask

@@ -53,6 +53,13 @@ from hybridvit.stems.linear import LinearStem
 from hybridvit.stems.resnet import ResNetStem
 from hybridvit.stems.timm import FeatureMapStem
 
+# Options of our encoder of which timm's has fewer.
+_KNOWN = {
+    "position": ("learned_1d", "none"),
+    "position_at": ("input",),
+    "position_combine": ("add",),
+    "attention": ("full",),
+}
 _ACTIVATION_LAYERS: dict[Activation, type[nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": GELUTanh,
@@ -128,6 +135,9 @@ def to_timm(model: HybridViT) -> Any:
         raise ValueError(f"to_timm: the head must be nn.Linear or None, not {class_name(head)}")
     if encoder.depth == 0:
         raise ValueError("to_timm: an encoder with depth=0 has no timm counterpart")
+    for option, known in _KNOWN.items():
+        if (value := getattr(encoder, option)) not in known:
+            raise ValueError(f"to_timm: an encoder with {option}={value!r} has no timm counterpart")
     (height, width), stem = model.image_size, model.stem
     embed_layer, patch = _timm_embed(stem)
     vit: Any = VisionTransformer(
@@ -264,6 +274,8 @@ def _with_bias(layer: Callable[..., nn.Module], bias: bool) -> Callable[..., nn.
 
 def _timm_resnet(stem: ResNetStem) -> nn.Module:
     """timm's backbone of a `ResNetStem`, its weights not yet copied."""
+    if not isinstance(stem.root_norm, nn.GroupNorm):
+        raise ValueError("to_timm: a ResNetStem with norm='batch' has no timm counterpart")
     groups = stem.root_norm.num_groups
     if groups % 4:  # timm rounds the inner channels, 2 * groups, to multiples of 8
         raise ValueError(f"to_timm: width={groups / 32} is no multiple of 1/8, as timm's must be")

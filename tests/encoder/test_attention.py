@@ -1,14 +1,29 @@
-"""Attention against PyTorch's own modules, in float64."""
+"""Attention against PyTorch's own modules and loops over pairs of tokens, in float64."""
 
 from __future__ import annotations
+
+import itertools
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from hybridvit.encoder.attention import Attention, attend
+from hybridvit.contracts import Tokens
+from hybridvit.encoder.attention import AXES, Attention, Axis, attend
 from hybridvit.encoder.pooling import AttentionPool
+from hybridvit.encoder.positions import (
+    Position,
+    places_of,
+    relative_logits,
+    rope_angles,
+    rotate,
+)
+
+GRID = (3, 4)
+DIM, HEADS = 8, 2
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +42,18 @@ def test_attend_is_scaled_dot_product_attention() -> None:
     q, k, v = torch.randn(3, 2, 4, 5, 6, dtype=torch.float64).unbind(0)
     expected = F.scaled_dot_product_attention(q, k[:, :, :3], v[:, :, :3])
     torch.testing.assert_close(attend(q, k[:, :, :3], v[:, :, :3]), expected)
+
+
+def test_attend_adds_a_bias_to_the_logits_and_minus_infinity_hides() -> None:
+    q, k, v = torch.randn(3, 2, 4, 5, 6, dtype=torch.float64).unbind(0)
+    bias = torch.randn(1, 4, 5, 5, dtype=torch.float64)
+    hidden = torch.rand(2, 1, 5, 5) < 0.5
+    hidden[:, :, range(5), range(5)] = False
+    bias = bias + torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    torch.testing.assert_close(attend(q, k, v, bias=bias), expected)
+    changed = attend(q, k, v + 1e3 * hidden[:, :, :1].mT, bias=bias)  # unseen by the first query
+    assert torch.equal(changed[:, :, 0], attend(q, k, v, bias=bias)[:, :, 0])
 
 
 def test_equals_torchs_multihead_attention() -> None:
@@ -73,3 +100,111 @@ def test_pooling_is_one_query_with_residual_mlp() -> None:
     hidden = F.gelu(F.linear(normed, fc1.weight, fc1.bias))
     torch.testing.assert_close(ours(x), y + F.linear(hidden, fc2.weight, fc2.bias))
     assert hidden.shape == (2, 24)
+
+
+# --- positions and axes ---
+
+
+def by_pairs(
+    module: Attention, x: Tensor, index: Tensor, prefix: int, position: str, axis: Axis | None
+) -> Tensor:
+    """Attention of x (B, P + N, D) over the pairs that may see each other, one by one."""
+    d = DIM // HEADS
+    out = torch.zeros_like(x)
+    for b, head in itertools.product(range(len(x)), range(HEADS)):
+        q, k, v = (part[head * d : (head + 1) * d].T for part in module.qkv(x[b]).T.chunk(3))
+        places = [None] * prefix + [divmod(int(at), GRID[1]) for at in index[b]]
+        if position == "rope_2d":
+            q, k = (torch.stack(list(map(turned, part, places))) for part in (q, k))
+        for i, here in enumerate(places):
+            logits, values = [], []
+            for j, there in enumerate(places):
+                logit = q[i] @ k[j] / d**0.5
+                if here and there:
+                    if axis and here[AXES.index(axis)] != there[AXES.index(axis)]:
+                        continue
+                    logit = logit + of_offset(module, position, head, q[i], here, there)
+                logits.append(logit)
+                values.append(v[j])
+            weights = torch.stack(logits).softmax(0)
+            out[b, i, head * d : (head + 1) * d] = weights @ torch.stack(values)
+    expected: Tensor = module.proj(out)
+    return expected
+
+
+def turned(x: Tensor, place: tuple[int, int] | None) -> Tensor:
+    if place is None:
+        return x
+    row, column = torch.tensor(place, dtype=x.dtype)
+    angles = rope_angles(row, column, len(x))
+    return rotate(x, (angles.cos(), angles.sin()))
+
+
+def of_offset(
+    module: Any, position: str, head: int, q: Tensor, here: tuple[int, int], there: tuple[int, int]
+) -> Tensor | float:
+    (h, w), d = GRID, len(q)
+    dy, dx = here[0] - there[0], here[1] - there[1]
+    if position == "relative":
+        r: Tensor = module.position.pos_embed[0, dy * w + dx + h * w - 1]
+        return q @ r[head * d : (head + 1) * d] / d**0.5
+    if position == "relative_bias":
+        numbers: Tensor = module.position.pos_embed[0].view(2 * h - 1, 2 * w - 1, HEADS)
+        return numbers[dy + h - 1, dx + w - 1, head]
+    return 0.0
+
+
+@pytest.mark.parametrize("position", ["none", "relative", "relative_bias", "rope_2d"])
+@pytest.mark.parametrize("axis", [None, *AXES])
+@pytest.mark.parametrize("kept", [None, 5])
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_attention_is_a_sum_over_pairs(
+    position: Position, axis: Axis | None, kept: int | None, prefix: int
+) -> None:
+    module = Attention(
+        DIM, HEADS, bias=True, qk_norm=False, norm_eps=1e-6, dropout=0.0, axis=axis,
+        position=relative_logits(position, GRID, DIM, HEADS),
+    ).double()  # fmt: skip
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    order = torch.stack([torch.randperm(12), torch.randperm(12)])
+    index = order[:, :kept] if kept else torch.arange(12).expand(2, -1)
+    x = torch.randn(2, prefix + index.shape[1], DIM, dtype=torch.float64)
+    tokens = Tokens(x[:, prefix:], GRID, index if kept else None)
+    attention = "full" if axis is None else "axial"
+    places = places_of(tokens, prefix, position, attention, DIM // HEADS)
+    found = module(x, places)
+    torch.testing.assert_close(found, by_pairs(module, x, index, prefix, position, axis))
+    if axis and not kept:  # the grid in order has its own way
+        assert (places.masks is None) == (position in ("none", "rope_2d"))
+        masked = places_of(tokens._replace(index=index), prefix, position, attention, DIM // HEADS)
+        assert masked.masks is not None
+        torch.testing.assert_close(module(x, masked), found)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_no_row_of_an_axial_mask_is_empty(axis: Axis) -> None:
+    diagonal = torch.tensor([[0, 5, 10]])  # no two share a row or a column
+    for prefix in (0, 1):
+        tokens = Tokens(torch.empty(1, 3, DIM), GRID, diagonal)
+        masks = places_of(tokens, prefix, "none", "axial", 4).masks
+        assert masks is not None
+        seen = masks[axis][0, 0] == 0
+        assert torch.equal(seen[prefix:, prefix:], torch.eye(3, dtype=torch.bool))
+        assert seen[:prefix].all()
+        assert seen[:, :prefix].all()
+
+
+def test_axial_attention_saves_the_pairs_that_it_does_not_see() -> None:
+    def flops(axis: Axis | None) -> int:
+        module = Attention(64, 1, bias=True, qk_norm=False, norm_eps=1e-6, dropout=0.0, axis=axis)
+        tokens = Tokens(torch.empty(1, 256, 64, device="meta"), (16, 16))
+        places = places_of(tokens, 1, "none", "full" if axis is None else "axial", 64)
+        with FlopCounterMode(display=False) as counter:
+            module.to("meta")(torch.empty(1, 257, 64, device="meta"), places)
+        return int(counter.get_total_flops())
+
+    layers = 2 * 257 * 64 * 4 * 64
+    assert flops(None) == layers + 4 * 64 * 257**2
+    for axis in AXES:  # 17 keys for a patch, 257 for the class token
+        assert flops(axis) == layers + 4 * 64 * (256 * 17 + 257)

@@ -364,12 +364,21 @@ def test_to_timm_takes_every_stem(name: str) -> None:
         assert error(back, ours, images(*size, torch.float64)) < 1e-10
 
 
+def small_encoder(**options: Any) -> Encoder:
+    return Encoder(grid=(2, 2), dim=16, depth=2, heads=2, **options)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"head": nn.Sequential(nn.Linear(16, 3))}, "to_timm: the head must be nn.Linear or None"),
         ({"stem": ResNetStem(dim=16, blocks=(1,), width=1 / 32)}, "width=0.03125"),
         ({"encoder": Encoder(grid=(2, 2), dim=16, depth=0, heads=2, pool="mean")}, "depth=0"),
+        ({"encoder": small_encoder(position="sincos_2d")}, "position='sincos_2d'"),
+        ({"encoder": small_encoder(position="rope_2d")}, "position='rope_2d'"),
+        ({"encoder": small_encoder(position_at="every_layer_shared")}, "position_at='every"),
+        ({"encoder": small_encoder(position_combine="multiply")}, "position_combine='mul"),
+        ({"encoder": small_encoder(attention="axial")}, "attention='axial'"),
     ],
 )
 def test_to_timm_refuses_what_timm_has_not(change: dict[str, Any], message: str) -> None:
