@@ -2,18 +2,20 @@
 
 The network is BiT's (Kolesnikov et al. 2020) in its post-activation form, as in
 google-research/vision_transformer `models_resnet.py`: weight-standardised convolutions with SAME
-padding, GroupNorm, bottleneck blocks.
+padding, GroupNorm, bottleneck blocks. With BatchNorm it is the ResNet of He et al. 2016.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridvit.contracts import Stem, Tokens
 from hybridvit.patches import check_divides
+from hybridvit.stems.masked import Norm, as_tokens, hide, make_norm, normalise, projection
 
 
 class ResNetStem(Stem):
@@ -22,7 +24,8 @@ class ResNetStem(Stem):
     R50 with stage 4 removed and its layers in stage 3 (stride 16) is `blocks: [3, 4, 9]`, the
     default; R50 with stage 4 (stride 32) `[3, 4, 6, 3]`; R26 `[2, 2, 2, 2]`; `[]` is the root
     alone. GroupNorm takes its statistics over the whole feature map, so every token depends on
-    every pixel.
+    every pixel. Weight standardisation makes up for what GroupNorm lacks beside BatchNorm (Qiao et
+    al. 2019); with `norm: batch` the convolutions are plain.
 
     Args:
         blocks: bottleneck blocks per stage.
@@ -31,6 +34,8 @@ class ResNetStem(Stem):
         root_kernel, root_stride: of the first convolution, in pixels.
         root_pool: 3x3 max pooling of stride 2 after the root.
         patch: side of a patch on the feature map (1 in the paper).
+        norm: GroupNorm and weight standardisation, or BatchNorm without.
+        masked: hide hidden patches inside the stem, too (docs/masked-stems.md).
 
     Raises:
         ValueError: a width that gives no whole group, strides that do not match the blocks.
@@ -47,11 +52,13 @@ class ResNetStem(Stem):
         root_stride: int = 2,
         root_pool: bool = True,
         patch: int = 1,
+        norm: Norm = "group",
+        masked: bool = False,
     ) -> None:
         super().__init__()
         groups, strides = _check(width, blocks, strides, root_kernel, root_stride, patch)
-        self.root = StdConv(3, 2 * groups, root_kernel, root_stride)
-        self.root_norm = nn.GroupNorm(groups, 2 * groups)
+        self.root = StdConv(3, 2 * groups, root_kernel, root_stride, norm == "group")
+        self.root_norm = make_norm(norm, 2 * groups, groups)
         self.root_pool = root_pool
         channels = 2 * groups
         stages = []
@@ -59,62 +66,76 @@ class ResNetStem(Stem):
             out = 8 * groups * 2**i
             steps = [stride] + [1] * (count - 1)
             sizes = [channels] + [out] * (count - 1)
-            stages.append(
-                nn.Sequential(
-                    *(Bottleneck(n, out, s, groups) for n, s in zip(sizes, steps, strict=True))
-                )
-            )
+            pairs = zip(sizes, steps, strict=True)
+            stages.append(nn.Sequential(*(Bottleneck(n, out, s, groups, norm) for n, s in pairs)))
             channels = out
         self.stages = nn.Sequential(*stages)
-        self.proj = nn.Conv2d(channels, dim, patch, patch)
-        nn.init.trunc_normal_(self.proj.weight, std=(channels * patch**2) ** -0.5)
-        nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]  # Conv2d types it as optional
+        self.proj = projection(channels, dim, patch)
+        self.couples_batch = norm == "batch"
+        self.masked = masked
         self.patch_px = root_stride * (2 if root_pool else 1) * math.prod(strides) * patch
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
         check_divides(images, self.patch_px)
-        x = F.relu(self.root_norm(self.root(images)))
+        visible = visible if self.masked else None
+        x = self.root(hide(images, visible))
+        x = F.relu(normalise(self.root_norm, x, visible))
         if self.root_pool:
-            x = F.max_pool2d(pad_same(x, 3, 2, value=-math.inf), 3, 2)
-        x = self.proj(self.stages(x))  # (B, D, h, w)
-        return Tokens(x.flatten(2).mT, (x.shape[-2], x.shape[-1]))
+            x = hide(F.max_pool2d(pad_same(x, 3, 2, value=-math.inf), 3, 2), visible)
+        stage: Any
+        for stage in self.stages:
+            for block in stage:
+                x = block(x, visible)
+        return as_tokens(self.proj(x))
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions; norm and ReLU after each, ReLU after the sum."""
 
-    def __init__(self, channels: int, out: int, stride: int, groups: int) -> None:
+    def __init__(
+        self, channels: int, out: int, stride: int, groups: int, norm: Norm = "group"
+    ) -> None:
         super().__init__()
-        mid = out // 4
-        self.conv1, self.norm1 = StdConv(channels, mid, 1), nn.GroupNorm(groups, mid)
-        self.conv2, self.norm2 = StdConv(mid, mid, 3, stride), nn.GroupNorm(groups, mid)
-        self.conv3, self.norm3 = StdConv(mid, out, 1), nn.GroupNorm(groups, out)
+        mid, std = out // 4, norm == "group"
+        self.conv1, self.norm1 = StdConv(channels, mid, 1, 1, std), make_norm(norm, mid, groups)
+        self.conv2, self.norm2 = StdConv(mid, mid, 3, stride, std), make_norm(norm, mid, groups)
+        self.conv3, self.norm3 = StdConv(mid, out, 1, 1, std), make_norm(norm, out, groups)
         nn.init.zeros_(self.norm3.weight)  # each block starts as its shortcut
         self.downsample = (
-            nn.Sequential(StdConv(channels, out, 1, stride), nn.GroupNorm(groups, out))
+            nn.Sequential(StdConv(channels, out, 1, stride, std), make_norm(norm, out, groups))
             if stride != 1 or channels != out
             else nn.Identity()
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = F.relu(self.norm2(self.conv2(y)))
-        return F.relu(self.norm3(self.conv3(y)) + self.downsample(x))
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        y = F.relu(normalise(self.norm1, self.conv1(x), visible))
+        y = F.relu(normalise(self.norm2, self.conv2(y), visible))
+        y = normalise(self.norm3, self.conv3(y), visible)
+        if isinstance(self.downsample, nn.Sequential):
+            conv, norm = self.downsample
+            x = normalise(norm, conv(x), visible)
+        return F.relu(y + x)
 
 
 class StdConv(nn.Conv2d):
-    """Convolution with SAME padding whose filters are standardised (Qiao et al. 2019)."""
+    """Convolution with SAME padding whose filters are standardised (Qiao et al. 2019), or plain."""
 
-    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1) -> None:
+    def __init__(
+        self, channels: int, out: int, kernel: int, stride: int = 1, standardise: bool = True
+    ) -> None:
         super().__init__(channels, out, kernel, stride, bias=False)
+        self.standardise = standardise
         nn.init.kaiming_normal_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = self.weight.flatten(1)
-        centred = flat - flat.mean(dim=1, keepdim=True)
-        weight = centred * (centred.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+        weight: Tensor = self.weight
+        if self.standardise:
+            flat = weight.flatten(1)
+            centred = flat - flat.mean(dim=1, keepdim=True)
+            scale = (centred.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+            weight = (centred * scale).view_as(weight)
         x = pad_same(x, self.kernel_size[0], self.stride[0])
-        return F.conv2d(x, weight.view_as(self.weight), stride=self.stride)
+        return F.conv2d(x, weight, stride=self.stride)
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:

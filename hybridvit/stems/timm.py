@@ -24,7 +24,8 @@ def timm_stem(
         backbone: a name that `timm.list_models()` shows.
         level: index of the feature map; for ResNets level k has stride 2^(k+1).
         patch: side of a patch on the feature map.
-        pretrained: load timm's weights (downloads them).
+        pretrained: load timm's weights (downloads them). The images are then normalised with the
+            mean and std that the weights were trained with, not with the data set's.
 
     Raises:
         ValueError: unknown backbone, no feature maps, no such level, or a backbone that takes
@@ -37,9 +38,13 @@ def timm_stem(
         proj = nn.Conv2d(network.feature_info.channels()[-1], dim, patch, patch)
         nn.init.trunc_normal_(proj.weight, std=proj.weight[0].numel() ** -0.5)
         nn.init.zeros_(proj.bias)  # type: ignore[arg-type]  # Conv2d types it as optional
-        return FeatureMapStem(network, proj)
+        stem = FeatureMapStem(network, proj)
     except ValueError as error:
         raise ValueError(f"stem 'timm': {error} (backbone={backbone!r}, level={level})") from error
+    if pretrained:
+        known = network.pretrained_cfg
+        stem.normalisation = (tuple(known["mean"]), tuple(known["std"]))
+    return stem
 
 
 class FeatureMapStem(Stem):
@@ -56,6 +61,9 @@ class FeatureMapStem(Stem):
     Raises:
         ValueError: a backbone that does not map images of that size to a feature map.
     """
+
+    # Mean and std of each channel that the weights expect instead of the data set's.
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __init__(self, backbone: nn.Module, proj: nn.Conv2d | nn.Identity, size: int = 256) -> None:
         super().__init__()

@@ -9,7 +9,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from sparse_oracle import Sparse, check_tokens, convolve, max_pool, normalise, sparse
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck as TorchvisionBottleneck
 
 from hybridvit.stems.resnet import Bottleneck, ResNetStem, StdConv, pad_same
 
@@ -117,6 +119,72 @@ def test_width_scales_channels_and_groups() -> None:
     groups = {m.num_groups for m in stem.modules() if isinstance(m, nn.GroupNorm)}
     assert groups == {8}
     assert stem.proj.in_channels == 64
+
+
+def test_batch_norm_blocks_are_torchvisions() -> None:
+    theirs = TorchvisionBottleneck(32, 8).double()  # stride 1: with 2, SAME pads elsewhere
+    ours = Bottleneck(32, 32, 1, groups=4, norm="batch").double()
+    state = {key.replace("bn", "norm"): value for key, value in theirs.state_dict().items()}
+    ours.load_state_dict(state)
+    x = torch.randn(3, 32, 6, 7, dtype=torch.float64).relu()
+    for training in (True, False):
+        torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
+
+
+def test_batch_norm_comes_with_plain_convolutions_at_any_grid() -> None:
+    stem = ResNetStem(dim=8, blocks=(1, 1), strides=(2, 2), width=1 / 8, root_stride=1,
+                      root_pool=False, norm="batch")  # fmt: skip
+    assert stem.couples_batch
+    assert not any(isinstance(m, nn.GroupNorm) for m in stem.modules())
+    assert stem(torch.randn(2, 3, 32, 36)).grid == (8, 9)
+    x = torch.randn(1, 3, 8, 8)
+    expected = F.conv2d(F.pad(x, (3, 3, 3, 3)), stem.root.weight)
+    torch.testing.assert_close(stem.root(x), expected)
+    names = {name for name, _ in stem.named_parameters()}
+    assert names == {name for name, _ in ResNetStem(dim=8, blocks=(1, 1)).named_parameters()}
+
+
+def oracle(stem: ResNetStem, images: Tensor, visible: Tensor) -> Sparse:
+    """The stem on visible positions alone, its SAME padding written out."""
+
+    def conv(x: Sparse, layer: StdConv) -> Sparse:
+        w = layer.weight
+        if not stem.couples_batch:
+            mean, var = w.mean((1, 2, 3), True), w.var((1, 2, 3), correction=0, keepdim=True)
+            w = (w - mean) / (var + 1e-8).sqrt()
+        kernel, stride = layer.kernel_size[0], layer.stride[0]
+        return convolve(x, w, None, stride, max(kernel - stride, 0) // 2)
+
+    def add(x: Sparse, y: Sparse) -> Sparse:
+        return Sparse({p: x.at[p] + y.at[p] for p in x.at}, x.side, x.visible)
+
+    x = normalise(conv(sparse(images, visible), stem.root), stem.root_norm).map(F.relu)
+    if stem.root_pool:
+        x = max_pool(x, 3, 2, 0)
+    for stage in stem.stages:
+        for block in stage:
+            y = normalise(conv(x, block.conv1), block.norm1).map(F.relu)
+            y = normalise(conv(y, block.conv2), block.norm2).map(F.relu)
+            y = normalise(conv(y, block.conv3), block.norm3)
+            if isinstance(block.downsample, nn.Sequential):
+                x = normalise(conv(x, block.downsample[0]), block.downsample[1])
+            x = add(x, y).map(F.relu)
+    proj = stem.proj
+    return convolve(x, proj.weight, proj.bias, proj.stride[0], 0)
+
+
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_masked_tokens_equal_a_loop_over_visible_positions(norm: Any, pool: bool) -> None:
+    torch.manual_seed(0)
+    stem = ResNetStem(dim=5, blocks=(2, 1), strides=(1, 2), width=1 / 16, root_pool=pool,
+                      patch=1 if pool else 2, norm=norm, masked=True).double()  # fmt: skip
+    for parameter in stem.parameters():
+        if parameter.ndim == 1:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    visible = torch.tensor([[[1, 0, 1], [0, 0, 1]], [[0, 1, 0], [1, 0, 0]]], dtype=torch.bool)
+    check_tokens(stem(images, visible).x, oracle(stem, images, visible))
 
 
 @pytest.mark.parametrize(

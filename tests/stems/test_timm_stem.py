@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import timm
 import torch
+from conftest import make_batch, make_objective
+from safetensors.torch import save_file
 from torch import nn
 
 from hybridvit.backbones import create_timm
@@ -131,3 +136,77 @@ def test_a_failed_download_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         ValueError, match=r"could not make 'resnet18' \(OSError: no route to host\)$"
     ):
         create_timm("resnet18", pretrained=False)
+
+
+@pytest.fixture
+def weights_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], dict[str, torch.Tensor]]:
+    """Makes weights of a backbone, and has timm's own loader read them instead of the network."""
+    create = timm.create_model
+
+    def save(name: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        weights = create(name).state_dict()
+        file = tmp_path / f"{name}.safetensors"
+        save_file({key: value.contiguous() for key, value in weights.items()}, file)
+
+        def local(backbone: str, pretrained: bool = False, **args: object) -> nn.Module:
+            assert backbone == name
+            overlay = {"file": str(file), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+            return create(backbone, pretrained, pretrained_cfg_overlay=overlay, **args)
+
+        monkeypatch.setattr(timm, "create_model", local)
+        return dict(weights)
+
+    return save
+
+
+def test_pretrained_weights_arrive(
+    weights_on_disk: Callable[[str], dict[str, torch.Tensor]],
+) -> None:
+    weights = weights_on_disk("resnet10t")
+    loaded = timm_stem(dim=6, backbone="resnet10t", level=2, pretrained=True).backbone.state_dict()
+    assert {"conv1.0.weight", "layer2.0.conv1.weight"} <= loaded.keys()
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.items())
+    fresh = timm_stem(dim=6, backbone="resnet10t", level=2).backbone.state_dict()
+    assert not torch.equal(fresh["conv1.0.weight"], weights["conv1.0.weight"])
+
+
+def test_pretrained_weights_see_images_as_they_were_trained(
+    weights_on_disk: Callable[[str], dict[str, torch.Tensor]],
+) -> None:
+    weights_on_disk("resnet10t")
+    args = {"backbone": "resnet10t", "level": 1, "pretrained": True}
+    model = make_objective(stem="timm", stem_args=args).model.eval()
+    images = make_batch(2).images
+    seen: list[torch.Tensor] = []
+    model.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.features(images)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    torch.testing.assert_close(seen[0], (images - mean) / std)
+
+
+@pytest.mark.parametrize("stem", ["linear", "timm"])
+def test_all_other_stems_see_the_data_sets_normalisation(stem: str) -> None:
+    args = {"backbone": "resnet10t", "level": 1} if stem == "timm" else {}
+    model = make_objective(stem=stem, stem_args=args).model
+    torch.testing.assert_close(model.mean.flatten(), torch.tensor([0.4, 0.5, 0.6]))
+    torch.testing.assert_close(model.std.flatten(), torch.tensor([0.2, 0.3, 0.25]))
+
+
+def test_pretrained_statistics_are_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **a: create(name, **a))
+    for backbone, mean, std in (  # as the model cards on the hub say
+        ("resnet10t", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("mobilenetv4_conv_small_050", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ):
+        stem = timm_stem(dim=6, backbone=backbone, level=0, pretrained=True)
+        assert stem.normalisation == (mean, std)
+    assert timm_stem(dim=6, backbone="resnet10t", level=0).normalisation is None
+
+
+def test_weights_that_timm_does_not_have_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"stem 'timm': .*pretrained weights of 'convnext_atto_r"):
+        timm_stem(dim=6, backbone="convnext_atto_rms", level=1, pretrained=True)
