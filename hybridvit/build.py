@@ -15,11 +15,13 @@ from hybridvit import draws
 from hybridvit.config import PARTS, PartConfig, RunConfig, shipped_folder
 from hybridvit.contracts import DataSpec, Objective, Stem
 from hybridvit.data.catalog import datasets_table
+from hybridvit.data.splits import Split, sample, split_validation, subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.encoder.presets import ENCODERS
 from hybridvit.objectives import OBJECTIVES
 from hybridvit.registry import Parts, Registry, load_plugins
 from hybridvit.stems import STEMS
+from hybridvit.targets import TARGETS
 
 if TYPE_CHECKING:
     from hybridvit.data.dataset import Dataset
@@ -33,6 +35,7 @@ def make_parts(plugins: list[str]) -> tuple[Parts, dict[str, str]]:
         (parts.stems, STEMS),
         (parts.encoders, ENCODERS),
         (parts.objectives, OBJECTIVES),
+        (parts.targets, TARGETS),
     )
     for registry, table in tables:
         for name, factory in table.items():
@@ -47,6 +50,9 @@ def resolve(config: RunConfig, parts: Parts) -> RunConfig:
         part = getattr(config, section)
         args = registry_of(parts, section).resolve(part.name, part.args)
         filled[section] = dataclasses.replace(part, args=args)
+    args = filled["objective"].args
+    if "target_args" in args:  # a part within a part
+        args["target_args"] = parts.targets.resolve(args["target"], args["target_args"] or {})
     return dataclasses.replace(config, **filled)
 
 
@@ -67,6 +73,18 @@ def make_dataset(config: RunConfig, parts: Parts) -> Dataset:
     return dataset
 
 
+def make_splits(config: RunConfig, dataset: Dataset) -> tuple[Split, Split]:
+    """The images to train on and those to validate with.
+
+    Raises:
+        ValueError: more images asked for than there are; a fraction that takes none.
+    """
+    kept, held_out = split_validation(dataset.train.labels, config.data.val_fraction)
+    if config.data.train_images is not None:
+        kept = kept[sample(len(kept), config.data.train_images)]
+    return subset(dataset.train, kept), subset(dataset.train, held_out)
+
+
 def make_model(config: RunConfig, parts: Parts, spec: DataSpec) -> HybridViT:
     """Stem and encoder. Each is seeded by itself, so that arms of a comparison start from the
     same encoder whatever their stem.
@@ -81,7 +99,9 @@ def make_model(config: RunConfig, parts: Parts, spec: DataSpec) -> HybridViT:
     check_stem(stem, config.stem.name, spec.image_size, (*grid, encoder_args["dim"]))
     with seeded(config.seed, "encoder"):
         encoder = parts.encoders.build(config.encoder.name, config.encoder.args, grid=grid)
-    return HybridViT(stem, encoder, mean=spec.mean, std=spec.std)
+    # Pretrained weights bring their own statistics; all other stems share the data set's.
+    mean, std = getattr(stem, "normalisation", None) or (spec.mean, spec.std)
+    return HybridViT(stem, encoder, mean=mean, std=std)
 
 
 def make_objective(config: RunConfig, parts: Parts, spec: DataSpec) -> Objective:
@@ -89,7 +109,11 @@ def make_objective(config: RunConfig, parts: Parts, spec: DataSpec) -> Objective
     model = make_model(config, parts, spec)
     with seeded(config.seed, "objective"):
         objective: Objective = parts.objectives.build(
-            config.objective.name, config.objective.args, model=model, data=spec
+            config.objective.name,
+            config.objective.args,
+            model=model,
+            data=spec,
+            targets=parts.targets,
         )
     return objective
 

@@ -80,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, default=Path("report"), help="folder of the page")
     report.add_argument("--title", default="Pure and hybrid vision transformers")
     listing = add("list", _list, "the parts there are, with their arguments")
-    listing.add_argument("kind", nargs="?", help="stems, objectives, encoders, datasets, configs")
+    kinds = "stems, objectives, targets, encoders, datasets, configs"
+    listing.add_argument("kind", nargs="?", help=kinds)
     listing.add_argument("--plugin", action="append", default=[], help="module:function or name")
     add("doctor", _doctor, "versions, threads, compiler, GPU and disk of this machine")
     return top
@@ -148,6 +149,7 @@ def _list(arguments: argparse.Namespace) -> int:
     kinds: dict[str, Registry[object] | None] = {
         "stems": parts.stems,
         "objectives": parts.objectives,
+        "targets": parts.targets,
         "encoders": parts.encoders,
         "datasets": parts.datasets,
         "configs": None,

@@ -65,7 +65,7 @@ class Prediction(NamedTuple):
     seen: Tensor  # (B, 3, H, W) images that entered the stem, in [0, 1]
     tokens: Tensor  # (B, N, D) patch tokens that entered the encoder
     outputs: Tensor  # (B, M, outputs) for M patches an image
-    index: Tensor  # (B, M) int64, row-major positions of those patches
+    where: Tensor  # (B, M) int64, row-major positions of those patches
 
 
 class Stem(nn.Module, ABC):
@@ -119,18 +119,23 @@ class Target(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Targets (B, N, ...) of all patches of augmented images (B, 3, H, W) in [0, 1]."""
+        """Targets (B, N, T) of all patches of augmented images (B, 3, H, W) in [0, 1]."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Mean loss () of outputs (B, M, outputs) against their targets (B, M, ...)."""
+        """Mean loss () of outputs (B, M, outputs) against their targets (B, M, T)."""
 
     def metrics(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Further detached scalars, such as the loss of a constant guess."""
         return {}
 
-    def decode(self, outputs: Tensor) -> Tensor | None:
-        """Outputs as a picture of their patches (B, M, C, P, P) in [0, 1], C being 1 or 3."""
+    def decode(self, outputs: Tensor, images: Tensor, index: Tensor) -> Tensor | None:
+        """Outputs as pictures of their patches, (B, M, C, P, P) in [0, 1] with C 1 or 3.
+
+        Args:
+            images: (B, 3, H, W), to lend what the outputs leave out, such as a patch's contrast.
+            index: (B, M) positions of the outputs' patches.
+        """
         return None
 
     def after_step(self, model: HybridViT) -> None:

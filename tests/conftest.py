@@ -41,9 +41,8 @@ def make_objective(
     **args: object,
 ) -> Objective:
     """A small objective on images of `size` px with 10 classes."""
-    defaults: dict[str, dict[str, object]] = {"linear": {"patch": 4}, "resnet": SMALL_RESNET}
     config = RunConfig(
-        stem=PartConfig(stem, defaults.get(stem, {}) | (stem_args or {})),
+        stem=PartConfig(stem, STEM_ARGS[stem] | (stem_args or {})),
         encoder=PartConfig("vit", TINY_ENCODER | (encoder_args or {})),
         objective=PartConfig(objective, args),
         seed=seed,
@@ -61,6 +60,19 @@ SMALL_RESNET: dict[str, object] = {
     "root_kernel": 3,
     "root_stride": 1,
     "root_pool": False,
+}
+
+# Every built-in stem, small, with stride 4.
+STEM_ARGS: dict[str, dict[str, object]] = {
+    "linear": {"patch": 4},
+    "mlp": {"patch": 4, "hidden": 8},
+    "raw": {"patch": 4},
+    "resnet": SMALL_RESNET,
+    "conv": {"channels": [4, 8]},
+    "overlap": {"patch": 4},
+    "cct": {"layers": 1, "channels": 8},
+    "convnext": {"depths": [1, 1], "channels": [4, 8], "strides": [2, 2]},
+    "timm": {"backbone": "test_resnet", "level": 1},
 }
 
 

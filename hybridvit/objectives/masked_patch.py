@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from hybridvit.contracts import Batch, DataSpec, Objective, StepOutput, Tokens
-from hybridvit.objectives.masking import Corruption, bert_corruption
-from hybridvit.objectives.targets import make_target
+from hybridvit.contracts import Batch, DataSpec, Objective, Prediction, StepOutput, Tokens
+from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score
+from hybridvit.objectives.masking import bert_corruption
 from hybridvit.patches import patchify, take, unpatchify
 
 if TYPE_CHECKING:
     from hybridvit.encoder.model import HybridViT
-
-
-class Prediction(NamedTuple):
-    """One pass over a corrupted batch."""
-
-    seen: Tensor  # (B, 3, H, W), the images that entered the stem
-    corruption: Corruption
-    outputs: Tensor  # (B, M, outputs), at the corrupted positions
+    from hybridvit.registry import Registry
 
 
 class MaskedPatch(Objective):
     """Predict half of the patches, mostly hidden, as BERT does (the paper's self-supervision).
 
-    The corruption happens on the pixels, before the stem: hidden patches are filled with the data
-    set's mean colour or carry another patch, so that a convolutional stem cannot spread what they
-    held. After the stem, masked tokens become the mask embedding.
+    The corruption happens on the pixels, before the stem: hidden patches are filled or carry
+    another patch, so that a convolutional stem cannot spread what they held. After the stem,
+    masked tokens become the mask embedding.
 
     Args:
-        target: mean colour of a patch (3 bits a channel), 4 x 4 such colours, or its pixels (L2).
+        target: what is predicted of a patch; `hybridvit list targets` shows them.
+        target_args: arguments of the target.
         ratio: share of corrupted patches.
         masked, replaced: shares of the corrupted ones that are hidden, and that show another
             patch; the rest stays.
+        fill: what hidden pixels become before the stem, see `Fill`; with `none` patches are
+            masked and replaced after the stem alone.
     """
 
     def __init__(
@@ -43,10 +39,13 @@ class MaskedPatch(Objective):
         *,
         model: HybridViT,
         data: DataSpec,
-        target: Literal["mean_color", "downsampled", "pixels"] = "mean_color",
+        targets: Registry[Any],
+        target: str = "mean_color",
+        target_args: dict[str, Any] | None = None,
         ratio: float = 0.5,
         masked: float = 0.8,
         replaced: float = 0.1,
+        fill: FillKind = "mean",
     ) -> None:
         super().__init__()
         if not 0 < ratio < 1:
@@ -63,60 +62,46 @@ class MaskedPatch(Objective):
                 "finer stem or a higher ratio"
             )
         self.model = model
-        self.channels = data.channels
         self.ratio, self.masked, self.replaced = ratio, masked, replaced
-        self.target = make_target(target, data.channels, model.stem.patch_px)
+        self.fill = Fill(fill, model.stem, data)
+        self.target = targets.build(target, target_args or {}, model=model, data=data)
         self.mask_token = nn.Parameter(torch.empty(1, 1, model.encoder.dim))
         self.decoder = nn.Linear(model.encoder.dim, self.target.outputs)
         nn.init.normal_(self.mask_token, std=0.02)
         nn.init.zeros_(self.decoder.bias)
 
     def forward(self, batch: Batch) -> StepOutput:
-        prediction = self.predict(batch.images, batch.key)
-        patches = take(self._patches(batch.images), prediction.corruption.corrupted)
-        target = self.target.encode(self._as_images(patches))
-        outputs = prediction.outputs.float()
-        loss = self.target.loss(outputs, target)
-        metrics = self.target.metrics(outputs.detach(), target)
-        return StepOutput(loss, {"loss": loss.detach(), **metrics})
+        return score(self.target, self.predict(batch), batch.images)
 
-    def predict(self, images: Tensor, key: Tensor) -> Prediction:
-        """Corrupt images (B, 3, H, W) and predict the corrupted patches."""
-        p = self.model.stem.patch_px
-        patches = patchify(images, p)
+    def predict(self, batch: Batch) -> Prediction:
+        """Corrupt the images and predict the corrupted patches."""
+        images, p = batch.images, self.model.stem.patch_px
         grid = (images.shape[-2] // p, images.shape[-1] // p)
-        corruption = bert_corruption(
-            key, patches.shape[1], ratio=self.ratio, masked=self.masked, replaced=self.replaced
+        corrupted, masked, source = bert_corruption(
+            batch.key,
+            grid[0] * grid[1],
+            ratio=self.ratio,
+            masked=self.masked,
+            replaced=self.replaced,
         )
-        fill = patchify(self.model.mean.expand(1, -1, p, p), p)  # (1, 1, 3 P^2)
-        seen = torch.where(corruption.masked[:, :, None], fill, take(patches, corruption.source))
-        seen = unpatchify(seen, grid, p)
-        tokens = self.model.tokens(seen, ~corruption.masked.unflatten(1, grid))
-        x = torch.where(corruption.masked[:, :, None], self.mask_token.to(tokens.x.dtype), tokens.x)
-        z = self.model.encoder(Tokens(x, tokens.grid))[:, self.model.encoder.prefix :]
-        return Prediction(seen, corruption, self.decoder(take(z, corruption.corrupted)))
+        own = torch.arange(source.shape[1], device=source.device)
+        hidden = (masked | (source != own)).unflatten(1, grid)
+        seen, visible = images, None
+        if self.fill.protects:
+            seen = unpatchify(take(patchify(images, p), source), grid, p)
+            seen, visible = self.fill(seen, masked.unflatten(1, grid), batch.key), ~masked
+            visible = visible.unflatten(1, grid)
+        x = self.model.tokens(seen, visible).x
+        if not self.fill.protects:
+            x = take(x, source)
+        x = torch.where(masked[:, :, None], self.mask_token.to(x.dtype), x)
+        z = self.model.encoder(Tokens(x, grid))[:, self.model.encoder.prefix :]
+        return Prediction(hidden, seen, x, self.decoder(take(z, corrupted)), corrupted)
+
+    def after_step(self, step: int) -> None:
+        self.target.after_step(self.model)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """The images, what the model saw of them, and its predictions in place."""
-        prediction = self.predict(batch.images, batch.key)
-        p = self.model.stem.patch_px
-        decoded = self.target.decode(prediction.outputs.float())
-        decoded = decoded.expand(-1, -1, 3, -1, -1).flatten(2)  # (B, M, 3 P^2), grey repeated
-        patches = patchify(batch.images, p)
-        where = prediction.corruption.corrupted[:, :, None].expand_as(decoded)
-        grid = (batch.images.shape[-2] // p, batch.images.shape[-1] // p)
-        return {
-            "original": batch.images,
-            "seen": prediction.seen,
-            "prediction": unpatchify(patches.scatter(1, where, decoded), grid, p),
-        }
-
-    def _patches(self, images: Tensor) -> Tensor:
-        """(B, N, C P^2) with the data set's own channels."""
-        return patchify(images[:, : self.channels], self.model.stem.patch_px)
-
-    def _as_images(self, patches: Tensor) -> Tensor:
-        p = self.model.stem.patch_px
-        images: Tensor = patches.unflatten(-1, (self.channels, p, p))
-        return images
+        return picture_rows(self.target, self.predict(batch), batch)

@@ -1,8 +1,10 @@
-"""Which patches are corrupted, and how. Every draw is a function of the image's key."""
+"""Which patches are hidden, and how. Every draw is a function of the image's key."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +14,100 @@ from hybridvit import draws
 _WHICH = draws.stream("masking.which")
 _HOW = draws.stream("masking.how")
 _SOURCE = draws.stream("masking.source")
+_UNITS = draws.stream("masking.units")
+_BLOCKS = draws.stream("masking.blocks")
+
+Mask = Literal["random", "block"]
+LEAST_BLOCK = 16 / 196  # of all units: a block's smallest area (Bao et al. 2022, Algorithm 1)
+ASPECTS = (0.3, 1 / 0.3)  # height to width of a block (there)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Masks that hide the same number of patches of every image.
+
+    Args:
+        grid: (h, w) patches.
+        kind: single units, or blocks of them (Bao et al. 2022, Algorithm 1; the last block is cut
+            so that the count is exact).
+        ratio: share of hidden units, rounded up.
+        unit: patches per side of a unit; units are hidden as a whole.
+
+    Raises:
+        ValueError: units that do not tile the grid; a ratio that hides nothing or everything.
+    """
+
+    grid: tuple[int, int]
+    kind: Mask
+    ratio: float
+    unit: int
+
+    def __post_init__(self) -> None:
+        h, w = self.grid
+        if self.unit < 1 or h % self.unit or w % self.unit:
+            valid = [str(u) for u in range(1, min(h, w) + 1) if not (h % u or w % u)]
+            raise ValueError(
+                f"masking: unit={self.unit} does not tile the grid of {h} x {w} patches; choose "
+                f"from {', '.join(valid)}"
+            )
+        if not 0 < self.ratio < 1 or not 0 < self.hidden_units < self.units[0] * self.units[1]:
+            raise ValueError(
+                f"masking: ratio={self.ratio} of {self.units[0]} x {self.units[1]} units of "
+                f"{self.unit} x {self.unit} patches should hide some and leave some"
+            )
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """Rows and columns of units."""
+        return self.grid[0] // self.unit, self.grid[1] // self.unit
+
+    @property
+    def hidden_units(self) -> int:
+        """Hidden units an image."""
+        # 0.6 * 15 is 9.000000000000002 or 8.999...; neither should round up to 10.
+        return math.ceil(round(self.units[0] * self.units[1] * self.ratio, 9))
+
+    @property
+    def hidden(self) -> int:
+        """Hidden patches an image."""
+        return self.hidden_units * self.unit**2
+
+    def draw(self, key: Tensor) -> Tensor:
+        """(B, h, w) bool for keys (B,), true where hidden."""
+        rows, columns = self.units
+        rank = draws.permutation(key, _UNITS, rows * columns)  # of units, (B, rows * columns)
+        if self.kind == "block":
+            rank = torch.argsort(self._first_block(key) + rank / rank.shape[1], dim=1)
+        first = rank[:, : self.hidden_units]
+        none = torch.zeros(len(key), rows * columns, dtype=torch.bool, device=key.device)
+        units: Tensor = none.scatter(1, first, True).unflatten(1, (rows, columns))
+        return units.repeat_interleave(self.unit, dim=1).repeat_interleave(self.unit, dim=2)
+
+    def _first_block(self, key: Tensor) -> Tensor:
+        """(B, units): which of a series of random blocks covers a unit first; the series' length
+        where none does."""
+        rows, columns = self.units
+        least = max(1.0, LEAST_BLOCK * rows * columns)
+        blocks = 2 * math.ceil(self.hidden_units / least) + 2
+        u = draws.uniform(key, _BLOCKS, 4 * blocks).view(-1, 4, blocks, 1)
+        area = least + (max(self.hidden_units, least) - least) * u[:, 0]
+        low, high = math.log(ASPECTS[0]), math.log(ASPECTS[1])
+        aspect = torch.exp(low + (high - low) * u[:, 1])
+        inside = []
+        sides = (area * aspect).sqrt(), (area / aspect).sqrt()
+        for length, share, side in zip((rows, columns), (u[:, 2], u[:, 3]), sides, strict=True):
+            extent = side.round().clamp(1, length)  # (B, blocks, 1)
+            start = (share * (length - extent + 1)).floor()
+            place = torch.arange(length, device=key.device)
+            inside.append((place >= start) & (place < start + extent))
+        covers = (inside[0][:, :, :, None] & inside[1][:, :, None, :]).flatten(2)
+        number = torch.arange(blocks, device=key.device)[:, None]
+        return torch.where(covers, number, blocks).amin(dim=1)
+
+
+def kept(hidden: Tensor, count: int) -> Tensor:
+    """(B, count) positions of the patches that are not hidden, in order; each image has `count`."""
+    return torch.argsort(hidden.flatten(1).to(torch.int8), dim=1, stable=True)[:, :count]
 
 
 class Corruption(NamedTuple):

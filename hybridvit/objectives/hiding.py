@@ -1,0 +1,109 @@
+"""Hidden means hidden: what every masked objective does with the pixels it withholds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hybridvit import draws
+from hybridvit.contracts import Batch, DataSpec, Prediction, Stem, StepOutput, Target, Tokens
+from hybridvit.patches import patchify, take, unpatchify
+
+FillKind = Literal["mean", "visible_mean", "noise", "learned", "none"]
+_NOISE = draws.stream("hiding.noise")
+
+
+class Fill(nn.Module):
+    """What stands in place of hidden pixels when the images enter the stem.
+
+    Args:
+        kind: the data set's mean colour; the mean of the image's own visible pixels; uniform
+            noise with the data set's mean and std; a learned colour; or none, which leaves hidden
+            pixels where they are. With none, a stem that mixes patches shows the encoder what it
+            has to predict: the usual way of masking embeddings, here as a control.
+
+    Raises:
+        ValueError: a learned colour that nothing would see.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, kind: FillKind, stem: Stem, data: DataSpec) -> None:
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("mean", torch.tensor(data.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(data.std).view(-1, 1, 1), persistent=False)
+        if kind != "learned":
+            return
+        if stem.is_patch_local or getattr(stem, "masked", False):
+            raise ValueError(
+                "fill='learned' would never be trained: this stem keeps hidden patches out of the "
+                "others; use fill='mean'"
+            )
+        self.color = nn.Parameter(self.mean.clone())
+
+    @property
+    def protects(self) -> bool:
+        """Whether hidden pixels are withheld from the stem."""
+        return self.kind != "none"
+
+    def forward(self, images: Tensor, hidden: Tensor, key: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] without what `hidden` (B, h, w) says, of keys (B,)."""
+        if not self.protects:
+            return images
+        where = as_pixels(hidden, images)
+        return torch.where(where, self._content(images, where, key).to(images.dtype), images)
+
+    def _content(self, images: Tensor, where: Tensor, key: Tensor) -> Tensor:
+        if self.kind == "learned":
+            return self.color
+        if self.kind == "visible_mean":
+            # `where` and not a product: 0 times a hidden NaN would be NaN.
+            total = torch.where(where, 0.0, images).sum(dim=(2, 3), keepdim=True)
+            return total / (~where).sum(dim=(2, 3), keepdim=True).clamp(min=1)
+        if self.kind == "noise":
+            u = draws.uniform(key, _NOISE, images[0].numel()).view(images.shape)
+            return self.mean + self.std * (u - 0.5) * 12**0.5
+        return self.mean
+
+
+def as_pixels(patches: Tensor, images: Tensor) -> Tensor:
+    """(B, h, w) values of patches to (B, 1, H, W) of the images' pixels."""
+    p = images.shape[-1] // patches.shape[-1]
+    return patches.repeat_interleave(p, dim=1).repeat_interleave(p, dim=2)[:, None]
+
+
+def with_mask_tokens(tokens: Tokens, mask_token: Tensor) -> Tensor:
+    """(B, h * w, D): the given tokens at their places, the mask token (1, 1, D) at all others."""
+    x, index = tokens.x, tokens.index
+    assert index is not None
+    full = mask_token.to(x.dtype).expand(len(x), tokens.grid[0] * tokens.grid[1], -1)
+    return full.scatter(1, index[:, :, None].expand_as(x), x)
+
+
+def score(target: Target, prediction: Prediction, images: Tensor) -> StepOutput:
+    """The target's loss and metrics, at least in float32, at the predicted positions."""
+    wanted = take(target.encode(images), prediction.where)
+    outputs = prediction.outputs
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    loss = target.loss(outputs, wanted)
+    metrics = target.metrics(outputs.detach(), wanted)
+    return StepOutput(loss, {"loss": loss.detach(), **metrics})
+
+
+def picture_rows(target: Target, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+    """The images, what the model saw of them, and its predictions in place."""
+    images, index = batch.images, prediction.where
+    rows = {"original": images, "seen": prediction.seen}
+    decoded = target.decode(prediction.outputs.float(), images, index)
+    if decoded is None:
+        return rows
+    p = decoded.shape[-1]
+    grid = (images.shape[-2] // p, images.shape[-1] // p)
+    pasted = decoded.expand(-1, -1, 3, -1, -1).flatten(2)  # (B, M, 3 P^2), grey repeated
+    where = index[:, :, None].expand_as(pasted)
+    patches = patchify(images, p).scatter(1, where, pasted.to(images.dtype))
+    return {**rows, "prediction": unpatchify(patches, grid, p)}
