@@ -36,18 +36,26 @@ class DataConfig:
     """The data set and how it is fed.
 
     `resident` keeps the decoded set on the device (null: when it is at most 1 GiB); otherwise
-    `workers` processes decode. Validation images are split off the training set.
+    `workers` processes decode. Validation images are split off the training set, and of the rest
+    `train_images` are trained on, the same ones whatever the seed (null: all).
     """
 
     name: str = "digits"
     args: dict[str, Any] = field(default_factory=dict)
     augment: Augment = field(default_factory=Augment)
     val_fraction: float = 0.1
+    train_images: int | None = None
     resident: bool | None = None
     workers: int = 2
 
     def __post_init__(self) -> None:
         _require(0 <= self.val_fraction < 1, "data.val_fraction", self.val_fraction, "in [0, 1)")
+        _require(
+            self.train_images is None or self.train_images >= 1,
+            "data.train_images",
+            self.train_images,
+            "at least 1, or null for all",
+        )
         _require(self.workers >= 0, "data.workers", self.workers, "at least 0")
 
 

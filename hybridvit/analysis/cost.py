@@ -17,8 +17,8 @@ class Cost:
     """What one training image costs.
 
     FLOPs count 2 per multiply-add, in matrix products and convolutions, of the objective's whole
-    step (heads, decoders and teachers included). `activation_bytes` are kept for the backward
-    pass, per image in float32. All are None where shapes depend on the data.
+    step (all views, heads, decoders and teachers included). `activation_bytes` are kept for the
+    backward pass, per image in float32. All are None where shapes depend on the data.
     """
 
     forward_flops: int | None
@@ -48,7 +48,8 @@ def measure(objective: Objective, image_size: tuple[int, int], images: int = 2) 
     """
     meta = copy.deepcopy(objective).to("meta").train()
     integers = torch.zeros(images, dtype=torch.int64, device="meta")
-    batch = Batch(torch.empty(images, 3, *image_size, device="meta"), integers, integers, integers)
+    first, *others = torch.empty(meta.views, images, 3, *image_size, device="meta").unbind()
+    batch = Batch(first, integers, integers, integers, tuple(others))
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

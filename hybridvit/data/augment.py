@@ -14,18 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridvit import draws
+from hybridvit.data import color
 from hybridvit.data.splits import cover
 
 Crop = Literal["none", "pad", "resized"]
 
 CROP = draws.stream("augment.crop")
 FLIP = draws.stream("augment.flip")
+JITTER = draws.stream("augment.jitter")
+GRAYSCALE = draws.stream("augment.grayscale")
+BLUR = draws.stream("augment.blur")
+JITTERED = 0.8  # share of the images whose colours are varied, where they are
 ASPECT = (3 / 4, 4 / 3)  # width to height of a resized crop
 
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images are varied.
+    """How training images are varied: crop, flip, colours, grey, blur, in this order.
+
+    Contrastive learning (Chen et al. 2020, Appendix A) varies all: crop=resized, flip=true,
+    grayscale=0.2, and jitter=1, blur=0.5 for ImageNet, jitter=0.5 without blur for CIFAR-10.
 
     Raises:
         ValueError: a value that is not possible; which, and what would be.
@@ -39,6 +47,15 @@ class Augment:
     """least and greatest share of the image's area, for crop=resized"""
     flip: bool = False
     """mirror half of the images left to right"""
+    jitter: float = 0.0
+    """strength s of the colour jitter of 80 % of the images: brightness, contrast and saturation
+    by factors in 1 +- 0.8 s, hue by up to 0.2 s of the colour circle; 0 is off"""
+    grayscale: float = 0.0
+    """share of the images that lose their colour"""
+    blur: float = 0.0
+    """share of the images that are blurred, by a Gaussian over a tenth of the shorter side"""
+    sigma: tuple[float, float] = (0.1, 2.0)
+    """least and greatest deviation of the blur in pixels"""
 
     def __post_init__(self) -> None:
         if self.crop not in get_args(Crop):
@@ -50,6 +67,21 @@ class Augment:
                 f"scale={self.scale} should be two shares of the area with 0 < least <= greatest "
                 "<= 1, e.g. (0.08, 1.0)"
             )
+        if not 0 <= self.jitter <= 2.5:
+            raise ValueError(f"jitter={self.jitter} should be a strength in [0, 2.5], e.g. 0.5")
+        for name, share in (("grayscale", self.grayscale), ("blur", self.blur)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share} should be a share of the images in [0, 1]")
+        if len(self.sigma) != 2 or not 0 < self.sigma[0] <= self.sigma[1]:
+            raise ValueError(
+                f"sigma={self.sigma} should be two deviations in pixels with 0 < least <= "
+                "greatest, e.g. (0.1, 2.0)"
+            )
+
+    @property
+    def varies(self) -> bool:
+        """Whether two views of an image can differ."""
+        return any((self.crop != "none", self.flip, self.jitter, self.grayscale, self.blur))
 
     def check(self, image_size: tuple[int, int]) -> None:
         """Refuse a padding that could push the whole image out of its crop.
@@ -64,33 +96,63 @@ class Augment:
             )
 
 
-def augment(
-    images: Tensor,
-    key: Tensor,
-    crop: Crop,
-    pad: int,
-    scale: tuple[float, float],
-    flip: bool,
-    out_size: tuple[int, int],
-) -> Tensor:
+def augment(images: Tensor, key: Tensor, how: Augment, out_size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) uint8 images and their keys (B,) to (B, 3, *out_size) float32 in [0, 1].
 
     Grey images are repeated. For crop "none" and "pad", images of another size than `out_size`
     are first resized and centre-cropped to it.
     """
-    flipped = draws.uniform(key, FLIP, 1)[:, 0] < (0.5 if flip else 0.0)
-    if crop == "resized":
-        return _resized_crop(images, key, scale, flipped, out_size)
-    images = cover(images, out_size)
-    if crop == "pad":  # before the conversion to floats, which take four times the memory
-        return plain(_padded_crop(images, key, pad, flipped), out_size)
-    return plain(torch.where(flipped[:, None, None, None], images.flip(3), images), out_size)
+    flipped = draws.uniform(key, FLIP, 1)[:, 0] < (0.5 if how.flip else 0.0)
+    if how.crop == "resized":
+        floats = _resized_crop(images, key, how.scale, flipped, out_size)
+    else:
+        images = cover(images, out_size)
+        if how.crop == "pad":  # before the conversion to floats, which take four times the memory
+            images = _padded_crop(images, key, how.pad, flipped)
+        else:
+            images = torch.where(flipped[:, None, None, None], images.flip(3), images)
+        floats = _floats(images)
+    return _three_channels(_recolored(floats, key, how))
 
 
 def plain(images: Tensor, out_size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) uint8 to (B, 3, *out_size) float32 in [0, 1], nothing random."""
-    floats = (cover(images, out_size).float() / 255).clamp(0, 1)
-    return floats.repeat(1, 3, 1, 1) if images.shape[1] == 1 else floats
+    return _three_channels(_floats(cover(images, out_size)))
+
+
+def _floats(images: Tensor) -> Tensor:
+    return (images.float() / 255).clamp(0, 1)
+
+
+def _three_channels(images: Tensor) -> Tensor:
+    return images.repeat(1, 3, 1, 1) if images.shape[1] == 1 else images
+
+
+def _recolored(images: Tensor, key: Tensor, how: Augment) -> Tensor:
+    """Colours, grey and blur of each image (B, C, H, W); one channel has no colours to lose."""
+    if how.jitter:
+        images = _jittered(images, key, how.jitter)
+    if how.grayscale and images.shape[1] == 3:
+        chosen = draws.uniform(key, GRAYSCALE, 1)[:, 0] < how.grayscale
+        images = torch.where(chosen[:, None, None, None], color.grey(images), images)
+    if how.blur:
+        share, place = draws.uniform(key, BLUR, 2).unbind(1)
+        sigma = how.sigma[0] + (how.sigma[1] - how.sigma[0]) * place
+        blurred = color.blur(images, sigma, max(1, min(images.shape[-2:]) // 20))
+        images = torch.where((share < how.blur)[:, None, None, None], blurred, images)
+    return images
+
+
+def _jittered(images: Tensor, key: Tensor, strength: float) -> Tensor:
+    """Colour jitter of most images, as in SimCLR but in a fixed order."""
+    draw = draws.uniform(key, JITTER, 5)
+    least, greatest = max(0.0, 1 - 0.8 * strength), 1 + 0.8 * strength
+    bright, contrast, saturated = (least + (greatest - least) * draw[:, :3]).unbind(1)
+    jittered = color.contrast(color.brightness(images, bright), contrast)
+    if images.shape[1] == 3:
+        jittered = color.saturation(jittered, saturated)
+        jittered = color.hue(jittered, 0.2 * strength * (2 * draw[:, 3] - 1))
+    return torch.where((draw[:, 4] < JITTERED)[:, None, None, None], jittered, images)
 
 
 def _padded_crop(images: Tensor, key: Tensor, pad: int, flipped: Tensor) -> Tensor:
@@ -130,8 +192,7 @@ def _resized_crop(
         [x[:, None, :].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])], dim=3
     )  # (B, H, W, 2)
     floats = images.float() / 255
-    cropped = F.grid_sample(floats, grid, "bilinear", "border", align_corners=False).clamp(0, 1)
-    return cropped.repeat(1, 3, 1, 1) if images.shape[1] == 1 else cropped
+    return F.grid_sample(floats, grid, "bilinear", "border", align_corners=False).clamp(0, 1)
 
 
 def _sample_points(start: Tensor, length: Tensor, pixels: int, count: int) -> Tensor:

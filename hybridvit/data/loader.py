@@ -40,10 +40,13 @@ class TrainLoader:
         image_size: (H, W) of the batches.
         resident: keep all decoded images on the device; else they are decoded as needed, by
             `workers` processes if above 0.
+        views: how often each image is in a batch, augmented anew: the first view is that of a
+            loader with one, view v draws from the image's key folded with v.
 
     Raises:
         ValueError: an empty split, a batch that cannot be shared among ranks in whole pairs
-            (mixup partners are neighbours 2k, 2k + 1), or an argument out of range.
+            (mixup partners are neighbours 2k, 2k + 1), views that cannot differ, or an argument
+            out of range.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class TrainLoader:
         device: torch.device | str,
         resident: bool,
         workers: int = 0,
+        views: int = 1,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -71,7 +75,13 @@ class TrainLoader:
                 f"batch_size={batch_size} cannot be shared by {world} ranks in whole pairs of "
                 f"images; use a multiple of {2 * world}"
             )
+        if views > 1 and not augment.varies:
+            raise ValueError(
+                f"the objective compares {views} views of an image, which data.augment leaves "
+                "equal; set at least data.augment.crop=resized"
+            )
         assert 0 <= rank < world
+        assert views >= 1
         augment.check(image_size)
         self.split = split
         self.augment = augment
@@ -80,6 +90,7 @@ class TrainLoader:
         self.seed = seed
         self.device = torch.device(device)
         self.workers = workers
+        self.views = views
         self.share = batch_size // world  # images of this rank in a batch
         self.offset = rank * self.share
         self.resident = Resident(split, device, progress=rank == 0) if resident else None
@@ -109,12 +120,10 @@ class TrainLoader:
             slots, epochs = self._slots(start)
             index = self._index[slots]
             key = draws.image_keys(self.seed, epochs, index).to(self.device)
-            how = self.augment
-            augmented = augment(
-                images, key, how.crop, how.pad, how.scale, how.flip, self.image_size
-            )
+            keys = (key, *(draws.fold(key, view) for view in range(1, self.views)))
+            views = [augment(images, k, self.augment, self.image_size) for k in keys]
             labels = self._labels[slots].to(self.device)
-            yield Batch(augmented, labels, index.to(self.device), key)
+            yield Batch(views[0], labels, index.to(self.device), key, tuple(views[1:]))
 
     def _slots(self, start: int) -> tuple[Tensor, Tensor]:
         """This rank's places in the split and their epochs, (share,) each."""
@@ -135,7 +144,7 @@ def eval_batches(
     device: torch.device | str,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """All images in order, not augmented; the last batch may be smaller.
+    """All images in order, one view each, not augmented; the last batch may be smaller.
 
     Keys are those of seed 0 and epoch 0.
 

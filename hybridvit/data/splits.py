@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 VALIDATION = draws.stream("data.validation")
+SAMPLE = draws.stream("data.sample")
 CHUNK = 4096  # images hashed at a time
 
 
@@ -174,6 +175,21 @@ def split_validation(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Te
             f"{int((counts > 0).sum())} classes; use a larger fraction, or more images a class"
         )
     return position[~held_out], position[held_out]
+
+
+def sample(n: int, count: int) -> Tensor:
+    """Ascending positions of `count` of n images, the same for every run.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    if count > n:
+        raise ValueError(
+            f"data.train_images={count} is more than the {n} images there are to train on; "
+            "use fewer, or null for all"
+        )
+    key = torch.zeros(1, dtype=torch.int64)
+    return draws.permutation(key, SAMPLE, n)[0, :count].sort().values
 
 
 def fingerprint(split: Split) -> str:

@@ -160,9 +160,10 @@ def micro_batches(batch: Batch, parts: int) -> Iterator[Batch]:
     if parts == 1:
         yield batch
         return
-    columns = (batch.images, batch.labels, batch.index, batch.key)
-    for pieces in zip(*(column.chunk(parts) for column in columns), strict=True):
-        yield Batch(*pieces)
+    columns = (batch.images, batch.labels, batch.index, batch.key, *batch.others)
+    pieces = zip(*(column.chunk(parts) for column in columns), strict=True)
+    for images, labels, index, key, *others in pieces:
+        yield Batch(images, labels, index, key, tuple(others))
 
 
 def total_steps(config: RunConfig, images: int) -> int:

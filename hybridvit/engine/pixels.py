@@ -10,7 +10,7 @@ import torch
 from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.data.loader import eval_batches
-from hybridvit.data.splits import Split, split_validation, subset
+from hybridvit.data.splits import Split
 from hybridvit.engine.describe import describe_data
 from hybridvit.engine.run import Outcome
 from hybridvit.engine.runlog import RunDirectory, check_same_run, new_record
@@ -28,12 +28,12 @@ def pixel_baseline(config: RunConfig, out: Path) -> Outcome:
     with directory.locked():
         check_same_run(directory, directory.read_record(), config_hash(config))
         dataset = build.make_dataset(config, parts)
-        kept, held_out = split_validation(dataset.train.labels, config.data.val_fraction)
+        train_split, val_split = build.make_splits(config, dataset)
         record = new_record("pixels", "pixels", config_hash(config), config.seed, plugins)
-        record["data"] = describe_data(dataset, len(kept), len(held_out))
+        record["data"] = describe_data(dataset, len(train_split), len(val_split))
         directory.write_record(record)
         directory.write_config(resolved(config))
-        train = _pixels(subset(dataset.train, kept), dataset.channels)
+        train = _pixels(train_split, dataset.channels)
         test = _pixels(dataset.test, dataset.channels)
         results = {
             "test/logistic_regression": probes.logistic_regression(train, test),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -17,14 +17,20 @@ from tqdm import tqdm
 
 from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
-from hybridvit.contracts import Batch, Objective
+from hybridvit.contracts import Batch
 from hybridvit.data.dataset import Dataset
 from hybridvit.data.loader import TrainLoader, eval_batches
 from hybridvit.data.resident import Resident, fits
-from hybridvit.data.splits import ArraySplit, Split, split_validation, subset
+from hybridvit.data.splits import ArraySplit, Split, subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.engine import checkpoint
-from hybridvit.engine.describe import describe_data, describe_model
+from hybridvit.engine.describe import (
+    describe_data,
+    describe_leakage,
+    describe_model,
+    leakage_warning,
+    probe_batch,
+)
 from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_steps
 from hybridvit.engine.optim import make_optimizer
 from hybridvit.engine.pictures import write_rows
@@ -81,6 +87,8 @@ def train(
             session.dataset, len(session.train_split), len(session.val_split)
         )
         record["model"] = describe_model(session.objective, session.dataset.spec(), config)
+        record["leakage"] = session.leakage()
+        record["network"] = session.network
         if before:
             check_same_data(directory, before, record)
         directory.write_record(record)  # first: it makes the directory a run's
@@ -106,12 +114,10 @@ class Session:
             precision="bf16-mixed" if config.train.precision == "bf16" else "32-true",
         )
         self.dataset: Dataset = build.make_dataset(config, parts)
-        labels = self.dataset.train.labels
-        kept, held_out = split_validation(labels, config.data.val_fraction)
-        self.train_split = subset(self.dataset.train, kept)
-        self.val_split = subset(self.dataset.train, held_out)
+        self.train_split, self.val_split = build.make_splits(config, self.dataset)
         resident = config.data.resident
         self.resident = fits(self.dataset.train) if resident is None else resident
+        self.objective = build.make_objective(config, parts, self.dataset.spec())
         self.loader = TrainLoader(
             self.train_split,
             config.data.augment,
@@ -121,15 +127,16 @@ class Session:
             device=self.fabric.device,
             resident=self.resident,
             workers=config.data.workers,
+            views=self.objective.views,
         )
         self.length = len(self.train_split)
-        self.objective = build.make_objective(config, parts, self.dataset.spec())
         self.optimizer = make_optimizer(self.objective, config.optim)
         self.average = (
             AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema))
             if config.train.ema
             else None
         )
+        self.evaluated()  # an objective that names none should fail before training
         self.tensorboard: Any = None
         self.bar: Any = None
         self.show = show
@@ -138,6 +145,9 @@ class Session:
         """Fit, evaluate and close the record."""
         for note in self.dataset.notes:
             self.say(f"data: {note}")
+        warning = leakage_warning(record["leakage"])
+        if warning:
+            self.say(f"warning: {warning}")
         try:
             if self.config.train.tensorboard:
                 self.tensorboard = _tensorboard(self.directory.path)
@@ -170,8 +180,9 @@ class Session:
                 "images": progress.step * self.config.train.batch_size,
                 "train_seconds": round(progress.train_seconds, 3),
                 "images_per_second": round(median(progress.rates), 1),
-                "network": "ema" if self.average else "model",
+                "network": self.network,
                 "results": results,
+                "leakage": self.leakage(),
                 "protocol": {k: v for k, v in probes.PROTOCOL.items() if "/" not in k},
             }
         )
@@ -234,7 +245,7 @@ class Session:
         """Validation accuracy, or a k-NN probe where the model has no head."""
         if len(self.val_split) == 0:
             return
-        model = self.evaluated().model
+        model = self.evaluated()
         with self.fabric.autocast():
             if model.head is not None:
                 values = {"val/accuracy": accuracy(model, self.batches(self.val_split))}
@@ -249,7 +260,7 @@ class Session:
     def final_results(self) -> dict[str, float]:
         """Accuracy and probes on the test split, which nothing has looked at before."""
         self.fabric.to_device(self.objective)
-        model = self.evaluated().model
+        model = self.evaluated()
         results = {}
         with self.fabric.autocast():
             if model.head is not None:
@@ -297,11 +308,22 @@ class Session:
             progress={"train_seconds": progress.train_seconds, "rates": progress.rates},
         )
 
-    def evaluated(self) -> Objective:
-        """The network that evaluation looks at: the moving average where there is one."""
-        if self.average is None:
-            return self.objective
-        return cast(Objective, self.average.module)
+    def evaluated(self) -> HybridViT:
+        """The network that evaluation looks at, of the moving average where there is one."""
+        objective = self.objective if self.average is None else self.average.module
+        network = getattr(objective, self.objective.evaluated, None)
+        if not isinstance(network, HybridViT):
+            raise ValueError(
+                f"objective {self.config.objective.name!r} declares evaluated="
+                f"{self.objective.evaluated!r}, which is no HybridViT of its own"
+            )
+        return network
+
+    @property
+    def network(self) -> str:
+        """What `evaluated` is, in words."""
+        name = self.objective.evaluated
+        return name if self.average is None else f"ema of {name}"
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """A split in order, not augmented; decoded once where the training images are resident."""
@@ -316,6 +338,11 @@ class Session:
             0 if isinstance(split, ArraySplit) else self.config.data.workers,
         )
 
+    def leakage(self) -> dict[str, Any]:
+        """What the stem mixes and the run leaks, as they are now."""
+        batch = probe_batch(self.train_split, self.dataset.image_size, self.fabric.device)
+        return describe_leakage(self.objective, batch)
+
     def say(self, text: str) -> None:
         """A line for the user, beside the progress bar."""
         if self.show:
@@ -325,7 +352,19 @@ class Session:
         source = self.val_split if len(self.val_split) else self.train_split
         count = min(PICTURED, len(source))
         few = subset(source, torch.arange(count))
-        return next(self.batches(few))
+        if self.objective.views == 1:
+            return next(self.batches(few))
+        views = TrainLoader(
+            few,
+            self.config.data.augment,
+            self.dataset.image_size,
+            batch_size=count,
+            seed=self.config.seed,
+            device=self.fabric.device,
+            resident=False,
+            views=self.objective.views,
+        )
+        return next(views.batches(0, 1))
 
     def _load(self, path: Path) -> Progress:
         """Weights and progress of a checkpoint."""

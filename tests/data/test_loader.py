@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from hybridvit import draws
 from hybridvit.contracts import Batch
@@ -31,6 +32,7 @@ def loader(
     seed: int = 0,
     resident: bool = True,
     workers: int = 0,
+    views: int = 1,
     rank: int = 0,
     world: int = 1,
     how: Augment | None = None,
@@ -44,13 +46,19 @@ def loader(
         device="cpu",
         resident=resident,
         workers=workers,
+        views=views,
         rank=rank,
         world=world,
     )
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(getattr(a, k), getattr(b, k)) for k in vars(a))
+    columns = zip(columns_of(a), columns_of(b), strict=True)
+    return all(torch.equal(one, two) for one, two in columns)
+
+
+def columns_of(batch: Batch) -> tuple[Tensor, ...]:
+    return (batch.images, batch.labels, batch.index, batch.key, *batch.others)
 
 
 def test_order_is_a_permutation_of_its_own() -> None:
@@ -85,48 +93,78 @@ def test_a_batch_is_what_it_says() -> None:
     assert torch.equal(batch.index, index)
     assert torch.equal(batch.labels, index % 5)
     assert torch.equal(batch.key, key)
-    assert torch.equal(
-        batch.images, augment(split.images[index], key, "pad", 2, how.scale, True, SIZE)
-    )
+    assert torch.equal(batch.images, augment(split.images[index], key, how, SIZE))
 
 
 @pytest.mark.parametrize("position", [0, 8, 64, 3, 1000])
 @pytest.mark.parametrize("resident", [True, False])
-def test_resuming_equals_going_on(position: int, resident: bool) -> None:
-    source = loader(arrays(), resident=resident)
+@pytest.mark.parametrize("views", [1, 2])
+def test_resuming_equals_going_on(position: int, resident: bool, views: int) -> None:
+    source = loader(arrays(), resident=resident, views=views)
     going_on = list(source.batches(position, 6))[2:]
-    resumed = list(loader(arrays(), resident=resident).batches(position + 16, 4))
+    resumed = list(loader(arrays(), resident=resident, views=views).batches(position + 16, 4))
     assert len(going_on) == len(resumed) == 4
     assert all(same(a, b) for a, b in zip(going_on, resumed, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("crop", ["pad", "resized"])
-def test_streaming_equals_resident(workers: int, crop: str) -> None:
-    how = Augment(crop=crop, pad=2, flip=True)
+@pytest.mark.parametrize(("crop", "views"), [("pad", 1), ("resized", 1), ("resized", 2)])
+def test_streaming_equals_resident(workers: int, crop: str, views: int) -> None:
+    how = Augment(crop=crop, pad=2, flip=True, jitter=0.5 if views > 1 else 0.0)
     picture = Image.radial_gradient("L")
 
     def decode(place: int) -> Image.Image:
         return picture.rotate(place * 10).resize((30 + place, 20)).convert("RGB")
 
     for split in (arrays(), DecodedSplit(decode, torch.arange(23), SIZE, 3)):
-        kept = loader(split, how=how).batches(8, 5)
-        streamed = loader(split, resident=False, workers=workers, how=how).batches(8, 5)
+        kept = loader(split, how=how, views=views).batches(8, 5)
+        streamed = loader(split, resident=False, workers=workers, how=how, views=views)
+        streamed = streamed.batches(8, 5)
         assert all(same(a, b) for a, b in itertools.zip_longest(kept, streamed))
 
 
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_share_the_global_batch(resident: bool, world: int) -> None:
-    whole = list(loader(arrays(), resident=resident).batches(5, 4))
+    whole = list(loader(arrays(), resident=resident, views=2).batches(5, 4))
     ranks = [
-        list(loader(arrays(), resident=resident, rank=r, world=world).batches(5, 4))
+        list(loader(arrays(), resident=resident, views=2, rank=r, world=world).batches(5, 4))
         for r in range(world)
     ]
     for step in range(4):
-        for name in ("images", "labels", "index", "key"):
-            joined = torch.cat([getattr(ranks[r][step], name) for r in range(world)])
-            assert torch.equal(joined, getattr(whole[step], name))
+        parts = zip(*(columns_of(ranks[r][step]) for r in range(world)), strict=True)
+        for part, column in zip(parts, columns_of(whole[step]), strict=True):
+            assert torch.equal(torch.cat(part), column)
+
+
+def test_further_views_leave_the_first_alone_and_have_keys_of_their_own() -> None:
+    split, how = arrays(), Augment(crop="pad", pad=2, flip=True, jitter=0.5)
+    single = list(loader(split, how=how).batches(3, 5))
+    double = list(loader(split, how=how, views=2).batches(3, 5))
+    triple = list(loader(split, how=how, views=3).batches(3, 5))
+    for one, two, three in zip(single, double, triple, strict=True):
+        assert one.others == ()
+        assert torch.equal(two.images, one.images)
+        assert torch.equal(two.key, one.key)
+        assert torch.equal(three.others[0], two.others[0])
+        for view, images in enumerate((three.images, *three.others)):
+            key = draws.fold(one.key, view) if view else one.key
+            assert torch.equal(images, augment(split.images[one.index], key, how, SIZE))
+        for a, b in itertools.combinations((three.images, *three.others), 2):
+            assert not any(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_flips_of_two_views_are_unrelated() -> None:
+    count = 4000
+    ramp = torch.arange(8, dtype=torch.uint8).expand(count, 1, 8, 8)
+    split = ArraySplit(ramp, torch.zeros(count, dtype=torch.int64))
+    batch = next(
+        iter(loader(split, how=Augment(flip=True), views=2, batch_size=count).batches(0, 1))
+    )
+    flips = [images[:, 0, 0, 0] > 0 for images in (batch.images, *batch.others)]
+    counts = torch.stack([(flips[0] == a) & (flips[1] == b) for a in (0, 1) for b in (0, 1)])
+    chi2 = float(((counts.sum(1) - count / 4) ** 2 / (count / 4)).sum())
+    assert chi2 < 16.3  # 99.9 %, 3 degrees of freedom
 
 
 def test_a_batch_may_exceed_the_epoch() -> None:
@@ -139,7 +177,7 @@ def test_a_batch_may_exceed_the_epoch() -> None:
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_keys_do_not_depend_on_the_validation_fraction(resident: bool) -> None:
-    split = arrays()
+    split, how = arrays(), Augment(crop="pad", pad=2, flip=True)
     keys = {}
     for fraction in (0.1, 0.3):
         train, _ = split_validation(split.labels, fraction)
@@ -149,10 +187,7 @@ def test_keys_do_not_depend_on_the_validation_fraction(resident: bool) -> None:
             assert int(batch.labels) == index % 5
             assert index in train.tolist()
             assert keys.setdefault(index, int(batch.key)) == int(batch.key)
-            assert torch.equal(
-                batch.images,
-                augment(split.images[[index]], batch.key, "pad", 2, (0.1, 1), True, SIZE),
-            )
+            assert torch.equal(batch.images, augment(split.images[[index]], batch.key, how, SIZE))
     assert len(keys) > 15
 
 
@@ -190,6 +225,8 @@ def test_arguments_that_are_not_possible() -> None:
         loader(arrays(), workers=-1)
     with pytest.raises(ValueError, match=r"batch_size=6 cannot be .* multiple of 4"):
         loader(arrays(), batch_size=6, world=2)
+    with pytest.raises(ValueError, match=r"compares 2 views .* set at least data.augment.crop"):
+        loader(arrays(), views=2, how=Augment())
     with pytest.raises(ValueError, match="pad=8 should be smaller"):
         loader(arrays(), how=Augment(crop="pad", pad=8))
     assert len(next(iter(loader(arrays(), batch_size=7).batches(0, 1))).labels) == 7
@@ -200,6 +237,7 @@ def test_evaluation_reads_everything_in_order(workers: int) -> None:
     split = subset(arrays(), torch.arange(22, 1, -1))
     batches = list(eval_batches(split, SIZE, 8, "cpu", workers))
     assert [len(b.labels) for b in batches] == [8, 8, 5]
+    assert all(b.others == () for b in batches)
     index = torch.cat([b.index for b in batches])
     assert index.tolist() == list(range(22, 1, -1))
     assert torch.equal(torch.cat([b.labels for b in batches]), index % 5)

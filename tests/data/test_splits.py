@@ -12,6 +12,7 @@ from hybridvit.data.splits import (
     DecodedSplit,
     cover,
     fingerprint,
+    sample,
     split_validation,
     subset,
 )
@@ -189,3 +190,18 @@ def test_fingerprint_of_decoded_images_without_names_reads_pixels() -> None:
         return DecodedSplit(lambda i: Image.new("L", (2, 2), colour), torch.zeros(2), (2, 2), 1)
 
     assert fingerprint(split(1)) == fingerprint(split(1)) != fingerprint(split(2))
+
+
+def test_a_sample_is_fixed_and_spread_over_all_images() -> None:
+    first = sample(1000, 300)
+    assert torch.equal(first, sample(1000, 300))
+    assert first.unique().tolist() == first.tolist()  # ascending, each once
+    assert len(first) == 300
+    thirds = torch.bincount(first // 334, minlength=3).tolist()
+    assert all(abs(count - 100) < 5 * (1000 * 0.3 * 0.7 / 3) ** 0.5 for count in thirds)
+    assert sample(3, 3).tolist() == [0, 1, 2]
+
+
+def test_a_sample_of_more_images_than_there_are() -> None:
+    with pytest.raises(ValueError, match="train_images=4 is more than the 3 images"):
+        sample(3, 4)
