@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
+
+import torch
 
 from hybridvit import build
 from hybridvit.analysis import cost
+from hybridvit.analysis.leakage import leakage, mixing
 from hybridvit.analysis.receptive_field import mixes_globally, receptive_field
 from hybridvit.config import RunConfig
-from hybridvit.contracts import DataSpec, Objective, Stem
+from hybridvit.contracts import Batch, DataSpec, Objective, Stem
 from hybridvit.data.dataset import AbsentData, Dataset
-from hybridvit.data.splits import fingerprint, split_validation
+from hybridvit.data.loader import eval_batches
+from hybridvit.data.splits import Split, fingerprint, subset
 from hybridvit.registry import Parts
 
 ASSUMED_CLASSES = 1000
+PROBE_IMAGES = 2  # more would show no more: one to edit, and one that may be coupled to it
 
 
 def describe(config: RunConfig) -> str:
-    """Tokens, grid, stride, receptive field, parameters, FLOPs and memory, one line each.
+    """Tokens, grid, stride, receptive field, mixing, leakage and costs, one line each.
 
     Raises:
         ValueError: a config that could not be trained.
     """
     parts, _ = build.make_parts(config.plugins)
     config = build.resolve(config, parts)
-    spec, data = _spec(config, parts)
+    spec, data, batch = _data(config, parts)
     objective = build.make_objective(config, parts, spec)
     model = describe_model(objective, spec, config)
+    given_away = describe_leakage(objective, batch)
     parameters = model["parameters"]
     h, w = model["grid"]
     rows = {
         "data": data,
         "stem": f"{config.stem.name} ({'patch-local' if model['patch_local'] else 'mixes'})",
+        "normalisation": f"mean and std of {model['normalisation']['of']}",
         "objective": config.objective.name,
         "tokens": f"{model['tokens']} ({h} x {w})",
         "stride": f"{model['patch_px']} px",
         "a token sees": model["receptive_field"],
+        "mixing": _mixing_words(given_away["mixing"]),
+        "leakage": _leakage_words(given_away),
         "parameters": "  ".join(f"{part} {count:,}" for part, count in parameters.items()),
     } | _costs(model, config)
     return "\n".join(f"{name:15} {text}" for name, text in rows.items())
@@ -59,9 +69,9 @@ def _costs(model: dict[str, Any], config: RunConfig) -> dict[str, str]:
     }
 
 
-def _spec(config: RunConfig, parts: Parts) -> tuple[DataSpec, str]:
-    """What the model must fit, and how it is known; a set that is not here may still be planned
-    for, if the config says its image size."""
+def _data(config: RunConfig, parts: Parts) -> tuple[DataSpec, str, Batch]:
+    """What the model must fit, how it is known, and images to measure on; a set that is not here
+    may still be planned for, if the config says its image size."""
     size = config.data.args.get("image_size")
     try:
         dataset = build.make_dataset(config, parts)
@@ -70,12 +80,14 @@ def _spec(config: RunConfig, parts: Parts) -> tuple[DataSpec, str]:
             hint = "or set data.args.image_size to describe it without"
             raise ValueError(f"{error}; {hint}") from None
         spec = DataSpec(ASSUMED_CLASSES, (size, size), 3, (0.5,) * 3, (0.5,) * 3)
-        return spec, f"{config.data.name} is not here; assumed: {size} px, 1000 classes, colour"
+        text = f"{config.data.name} is not here; assumed: {size} px, 1000 classes, colour"
+        return spec, f"{text}; measured on noise", _noise(spec.image_size)
     spec = dataset.spec()
     height, width = spec.image_size
-    kept, _ = split_validation(dataset.train.labels, config.data.val_fraction)
-    text = f"{dataset.name}, {len(kept)} training images of {height} x {width} px"
-    return spec, f"{text}, {spec.classes} classes"
+    train, _ = build.make_splits(config, dataset)
+    text = f"{dataset.name}, {len(train)} training images of {height} x {width} px"
+    batch = probe_batch(train, spec.image_size, "cpu")
+    return spec, f"{text}, {spec.classes} classes", batch
 
 
 def describe_data(dataset: Dataset, train: int, val: int) -> dict[str, Any]:
@@ -107,11 +119,85 @@ def describe_model(objective: Objective, spec: DataSpec, config: RunConfig) -> d
         "grid": list(grid),
         "patch_px": stem.patch_px,
         "patch_local": stem.is_patch_local,
+        "normalisation": _normalisation(stem, spec),
         "receptive_field": _sees(stem, size),
         "parameters": cost.parameters(objective),
         "flops": {"forward": spent.forward_flops, "backward": spent.backward_flops},
         "activation_bytes": spent.activation_bytes,
     }
+
+
+def _normalisation(stem: Stem, spec: DataSpec) -> dict[str, Any]:
+    own = getattr(stem, "normalisation", None)
+    mean, std = own or (spec.mean, spec.std)
+    return {"of": "the stem's weights" if own else "the data", "mean": [*mean], "std": [*std]}
+
+
+def describe_leakage(objective: Objective, batch: Batch) -> dict[str, Any]:
+    """The stem's mixing and the run's leakage of hidden pixels, in training mode, as a record.
+
+    Args:
+        batch: of `probe_batch`.
+    """
+    model, images = objective.model, batch.images
+    images = (images - model.mean.to(images)) / model.std.to(images)
+    mixed = mixing(model.stem, images if model.stem.couples_batch else images[:1], training=True)
+    hidden = leakage(objective, batch)
+    return {
+        "mixing": _rounded(dataclasses.asdict(mixed)),
+        "hidden": None if hidden is None else _rounded(dataclasses.asdict(hidden)),
+    }
+
+
+def leakage_warning(given_away: dict[str, Any]) -> str | None:
+    """What to tell the user of a run whose hidden pixels are not hidden; none if they are."""
+    hidden = given_away["hidden"]
+    if not hidden or not any(hidden.values()):
+        return None
+    return (
+        f"hidden pixels leak into {100 * hidden['tokens']:.3g} % of the tokens and "
+        f"{100 * hidden['outputs']:.3g} % of the predictions, so that the model can read what it "
+        "should predict; hide them before the stem (objective.args.fill=mean) or use a "
+        "patch-local stem"
+    )
+
+
+def probe_batch(split: Split, image_size: tuple[int, int], device: torch.device | str) -> Batch:
+    """The first few images of a split, as evaluation sees them."""
+    few = subset(split, torch.arange(min(PROBE_IMAGES, len(split))))
+    return next(eval_batches(few, image_size, PROBE_IMAGES, device))
+
+
+def _noise(size: tuple[int, int]) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    integers = torch.arange(PROBE_IMAGES)
+    images = torch.rand(PROBE_IMAGES, 3, *size, generator=generator)
+    return Batch(images, integers * 0, integers, integers)
+
+
+def _rounded(node: Any) -> Any:
+    """To four digits, not decimals: a small leak is none the less one."""
+    if isinstance(node, dict):
+        return {key: _rounded(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_rounded(value) for value in node]
+    return float(f"{node:.4g}") if isinstance(node, float) else node
+
+
+def _mixing_words(found: dict[str, Any]) -> str:
+    tokens = found["tokens"]
+    return (
+        f"editing one patch moves {found['moved'] * tokens:.3g} of {tokens} tokens by more than "
+        f"{found['threshold']:.0%}; {100 * found['jacobian_outside']:.3g} % of a token's squared "
+        "gradient is outside its patch"
+    )
+
+
+def _leakage_words(given_away: dict[str, Any]) -> str:
+    if given_away["hidden"] is None:
+        return "the objective hides nothing"
+    warning = leakage_warning(given_away)
+    return warning or "0: no token and no prediction depends on a hidden pixel"
 
 
 def _sees(stem: Stem, size: int) -> str:

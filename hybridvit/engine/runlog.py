@@ -141,7 +141,7 @@ def check_same_data(
 def new_record(
     kind: str, name: str, config_hash: str, seed: int, plugins: dict[str, str]
 ) -> dict[str, Any]:
-    """run.json of a run that begins now; its maker adds the sections `data` and `model`."""
+    """run.json of a run that begins now; its maker adds `data`, `model` and `leakage`."""
     return {
         "schema": SCHEMA,
         "kind": kind,

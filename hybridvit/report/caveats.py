@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hybridvit.report.arms import Arm, Comparison
+from hybridvit.report.leakage import leaked
 from hybridvit.report.runs import Run
 from hybridvit.report.tables import rows
 from hybridvit.studies.statistics import MIN_SEEDS
@@ -16,6 +17,7 @@ from hybridvit.studies.statistics import MIN_SEEDS
 def caveats(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> list[str]:
     """All that holds, the gravest first, each once."""
     found = [
+        *_leaking(arms),
         *_unfinished(arms),
         *_unpaired_seeds(comparisons),
         *_uneven(comparisons),
@@ -45,6 +47,18 @@ def environment(run: Run) -> dict[str, str]:
         **{f"plug-in {name}": version for name, version in run.section("plugins").items()},
     }
     return {key: "none" if value is None else str(value) for key, value in named.items()}
+
+
+def _leaking(arms: Sequence[Arm]) -> Iterable[str]:
+    for arm in arms:
+        found = [shares for run in arm.runs if (shares := leaked(run)) and any(shares)]
+        if found:
+            tokens, outputs, gradient = (100 * max(s) for s in zip(*found, strict=True))
+            yield (
+                f"{arm.label} leaks: pixels that it hides reach {tokens:.3g} % of its tokens and "
+                f"{outputs:.3g} % of its predictions ({gradient:.3g} % of their squared gradient), "
+                "so it may have learnt to copy them. Its training loss compares with no other's."
+            )
 
 
 def _unfinished(arms: Sequence[Arm]) -> Iterable[str]:
@@ -98,6 +112,11 @@ def _uneven(comparisons: Sequence[Comparison]) -> Iterable[str]:
             yield (
                 f"{c.arm.label} and {c.other.label} have {'; '.join(uneven)}: "
                 "their difference is not the stem's alone."
+            )
+        if a.normalisation != b.normalisation and None not in (*a.normalisation, *b.normalisation):
+            yield (
+                f"{c.arm.label} and {c.other.label} normalise images with other means and "
+                "standard deviations (pretrained weights bring their own)."
             )
         if a.flops and b.flops and abs(math.log(a.flops / b.flops)) > math.log(1.1):
             yield (

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 
+from hybridvit.report.leakage import HEADINGS as LEAKAGE_HEADINGS
 from hybridvit.report.page import Report
 from hybridvit.report.tables import HEADINGS
 
@@ -33,6 +34,8 @@ def markdown(report: Report) -> str:
     if report.hint:
         lines += ["", f"{_md(report.hint)} {_md(report.longer or '')}"]
     lines += ["", "## Results", "", *_table(HEADINGS, [row.cells() for row in report.rows])]
+    if report.leakage:
+        lines += ["", "## Mixing and leakage", "", *_table(LEAKAGE_HEADINGS, report.leakage)]
     if report.caveats:
         lines += ["", "## What to doubt", "", *(f"- {_md(c)}" for c in report.caveats)]
     runs: list[tuple[str, ...]] = [

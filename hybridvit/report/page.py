@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hybridvit.report import tables
+from hybridvit.report import leakage, tables
 from hybridvit.report.arms import Arm, compare, group, varying
 from hybridvit.report.caveats import caveats, environment
 from hybridvit.report.plots import key, plots
@@ -28,6 +28,7 @@ SECTIONS = (
     ("results", "Results"),
     ("plots", "Plots"),
     ("reconstructions", "Reconstructions"),
+    ("leakage", "Mixing and leakage"),
     ("caveats", "What to doubt"),
     ("configs", "What differs"),
     ("provenance", "Provenance"),
@@ -63,6 +64,10 @@ class Report:
     @cached_property
     def caveats(self) -> list[str]:
         return caveats(self.arms, self._comparisons)
+
+    @cached_property
+    def leakage(self) -> list[tuple[str, ...]]:
+        return leakage.table(self.arms)
 
     @cached_property
     def hint(self) -> str | None:
@@ -130,6 +135,10 @@ def render(report: Report) -> str:
         "key": key(report.arms),
         "pictures": pictures,
         "pictures_left_out": left_out,
+        "leakage_headings": leakage.HEADINGS,
+        "leakage": report.leakage,
+        "mixing": leakage.pictures(models, MAX_PICTURES),
+        "shades": [(f"{100 * c:g} %", leakage.opacity(c)) for c in (0.001, 0.01, 0.1, 1)],
         "differing": _differing(models),
         "model_labels": [arm.label for arm in models],
         "provenance": _provenance(report),
@@ -143,6 +152,7 @@ def render(report: Report) -> str:
     shown = {
         "plots": made,
         "reconstructions": pictures or left_out,
+        "leakage": report.leakage,
         "caveats": report.caveats,
         "configs": context["differing"],
     }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hybridvit.report.arms import Arm
+from hybridvit.report.leakage import WHEN, measured
 from hybridvit.report.runs import Run
 from hybridvit.report.tables import Row, shorten
 from hybridvit.studies.statistics import mean_interval
@@ -35,7 +36,7 @@ COSTS: tuple[tuple[str, Callable[[Run], float | None]], ...] = (
 
 def plots(arms: Sequence[Arm], rows: Sequence[Row]) -> list[Plot]:
     """All plots for which there are numbers: `id`, `title`, `note`, `height`, plotly data."""
-    made = [_results(arms, rows), *_costs(arms, rows), *_curves(arms)]
+    made = [_results(arms, rows), *_costs(arms, rows), *_curves(arms), *_mixing(arms)]
     return [plot for plot in made if plot["data"]]
 
 
@@ -204,6 +205,45 @@ def _curve(
             "yaxis": {"title": {"text": _safe(metric) + unit}},
         },
     }
+
+
+def _mixing(arms: Sequence[Arm]) -> Iterable[Plot]:
+    """How far the stems' tokens see, before and after training."""
+    for attribute, title, what in (
+        ("moved_by_distance", "Tokens moved by editing one patch", "moved"),
+        ("gradient_by_distance", "Squared gradient of a token", "of the squared gradient"),
+    ):
+        data: list[Plot] = []
+        for i, arm in enumerate(arms):
+            for when in WHEN:
+                found = measured(arm.first, when)
+                ys = [100 * y for y in getattr(found, attribute)] if found else []
+                if not ys:
+                    continue
+                text = [f"{_safe(arm.label)}, {when}<br>{y:.3g} % {what}" for y in ys]
+                xs = list(range(len(ys)))
+                trace = _trace(xs, ys, i, text, size=8, hollow=when == "fresh")
+                trace["mode"] = "lines+markers"
+                dash = "dot" if when == "fresh" else "solid"
+                trace["line"] = {"c": i % COLOURS, "width": 1.5, "dash": dash}
+                data.append(trace)
+        farthest = max((len(trace["x"]) for trace in data), default=1) - 1
+        yield {
+            "id": f"plot-{_slug(title)}",
+            "title": f"{title}, by distance",
+            "note": "Distance in patches, 0 being the patch itself. Hollow and dotted: the fresh "
+            "stem; full: after training.",
+            "height": 320,
+            "data": data,
+            "layout": {
+                "xaxis": {
+                    "title": {"text": "distance, patches"},
+                    "range": [-0.1, farthest + 0.1],
+                    "dtick": 1 + farthest // 16,
+                },
+                "yaxis": {"title": {"text": f"% {what}"}, "rangemode": "tozero"},
+            },
+        }
 
 
 def _series(run: Run, metric: str, axis: str) -> tuple[list[float], list[float]]:

@@ -80,17 +80,23 @@ class Run:
         return value if isinstance(value, bool) else None
 
     @property
+    def normalisation(self) -> tuple[Any, Any]:
+        """Mean and std of each channel, as recorded."""
+        section = self.section("model", "normalisation")
+        return section.get("mean"), section.get("std")
+
+    @property
     def images(self) -> int | None:
         """Images that training has seen, repeats included."""
         return _count(self.summary, "images")
 
     @property
     def train_seconds(self) -> float | None:
-        return _number(self.summary.get("train_seconds"))
+        return number(self.summary.get("train_seconds"))
 
     @property
     def images_per_second(self) -> float | None:
-        return _number(self.summary.get("images_per_second"))
+        return number(self.summary.get("images_per_second"))
 
     def section(self, *keys: str) -> dict[str, Any]:
         """A nested mapping of run.json; empty where it is missing or no mapping."""
@@ -155,7 +161,7 @@ def read_run(path: Path) -> Run:
     summary = _read_json(path, "summary.json")
     found = summary.get("results")
     pairs = found.items() if isinstance(found, dict) else ()
-    results = {k: number for k, v in pairs if (number := _number(v)) is not None}
+    results = {k: n for k, v in pairs if (n := number(v)) is not None}
     return replace(run, summary=summary, results=results)
 
 
@@ -323,9 +329,9 @@ def _read_metrics(root: Path) -> tuple[tuple[dict[str, float], ...], tuple[str, 
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue  # cut off when the run was: at the end, or before a resumed run's lines
-        if not isinstance(entry, dict) or (step := _number(entry.get("step"))) is None:
+        if not isinstance(entry, dict) or (step := number(entry.get("step"))) is None:
             continue
-        numbers = {clean(k): n for k, v in entry.items() if (n := _number(v)) is not None}
+        numbers = {clean(k): n for k, v in entry.items() if (n := number(v)) is not None}
         by_step.setdefault(step, {}).update(numbers)
     return tuple(by_step[step] for step in sorted(by_step)), tuple(notes)
 
@@ -351,7 +357,8 @@ def _clean_tree(node: Any) -> Any:
     return clean(str(node))
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """A finite number of a record; none for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -361,5 +368,5 @@ def _number(value: Any) -> float | None:
 
 
 def _count(section: dict[str, Any], key: str) -> int | None:
-    value = _number(section.get(key))
+    value = number(section.get(key))
     return int(value) if value is not None and value >= 0 else None

@@ -37,6 +37,27 @@ def png(width: int = 32, height: int = 12) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
+def leakage_of(stem: str, *, hidden: dict[str, float] | None = None) -> dict[str, Any]:
+    """What the engine records of a 4 x 4 grid: the neighbours of an edited patch move, or none."""
+    reach = 0 if STEMS.get(stem, True) else 1
+    ring = [1.0, float(reach), 0.0, 0.0]
+    changed = [[0.125 * (max(abs(r - 2), abs(c - 2)) <= reach) for c in range(4)] for r in range(4)]
+    return {
+        "mixing": {
+            "training": True,
+            "threshold": 0.01,
+            "tokens": 16,
+            "moved": (1 + 6 * reach) / 16,
+            "change": 0.1 * reach,
+            "jacobian_outside": 0.25 * reach,
+            "moved_by_distance": ring,
+            "jacobian_by_distance": [1 - 0.25 * reach, 0.25 * reach, 0.0, 0.0],
+            "picture": changed,
+        },
+        "hidden": hidden,
+    }
+
+
 def config_of(stem: str, objective: str, seed: int, changes: dict[str, Any] | None) -> Any:
     base = {
         "plugins": [],
@@ -103,6 +124,7 @@ def write_run(
             "parameters": {"stem": 10, "encoder": 20, "objective": 30, "total": 1_234_567},
             "flops": {"forward": 2_345_000_000, "backward": 4_690_000_000},
         }
+        run_json.setdefault("leakage", leakage_of(stem))
     path = root / (folder or f"{stem}-{objective}-{digest}")
     (path / "figures").mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump(resolved))
@@ -112,6 +134,8 @@ def write_run(
     if run_json["status"] == "complete":
         base = {"schema": 1, "steps": 40, "images": 5000, "train_seconds": 12.5}
         base |= {"images_per_second": 400.0 + seed, "results": results or {}, "protocol": {}}
+        if kind == "train":
+            base["leakage"] = leakage_of(stem)
         (path / "summary.json").write_text(json.dumps(merged(base, summary)))
     if figure is not None:
         (path / "figures" / "reconstructions-step-000100.png").write_bytes(figure)

@@ -178,7 +178,7 @@ def test_structure(hostile_page: Path) -> None:
     page = Page(hostile_page.read_text("utf-8"))
     tags = [t for t, _ in page.tags]
     assert tags.count("h1") == 1
-    assert tags.count("caption") == tags.count("table") == 3
+    assert tags.count("caption") == tags.count("table") == 4
     assert all("scope" in a for t, a in page.tags if t == "th")
     assert all(a.get("alt") for t, a in page.tags if t == "img")
     ids = [a["id"] for _, a in page.tags if "id" in a]
@@ -322,7 +322,7 @@ def test_a_browser_draws_the_page_and_hostile_names_do_nothing(
     opened(browser, hostile_page)
     assert browser.get_log("browser") == []
     count = browser.execute_script("return document.querySelectorAll('.plot').length")
-    assert count == 8
+    assert count == 10
     drawn = "return document.querySelectorAll('#plot-results .scatterlayer .point').length"
     assert browser.execute_script(drawn) >= 30
     assert browser.title == HOSTILE
