@@ -100,7 +100,7 @@ def make_model(config: RunConfig, parts: Parts, spec: DataSpec) -> HybridViT:
     with seeded(config.seed, "encoder"):
         encoder = parts.encoders.build(config.encoder.name, config.encoder.args, grid=grid)
     # Pretrained weights bring their own statistics; all other stems share the data set's.
-    mean, std = getattr(stem, "normalisation", None) or (spec.mean, spec.std)
+    mean, std = stem.normalisation or (spec.mean, spec.std)
     return HybridViT(stem, encoder, mean=mean, std=std)
 
 

@@ -75,6 +75,9 @@ class Stem(nn.Module, ABC):
     # Token i is one function, the same for every i, of the pixels of patch i alone.
     is_patch_local: bool = False
     couples_batch: bool = False  # tokens depend on the other images (BatchNorm in train mode)
+    # Mean and std, each (3,), that pretrained weights expect of images in [0, 1]; the data set's
+    # are used where there are none.
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @abstractmethod
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:

@@ -128,7 +128,7 @@ def describe_model(objective: Objective, spec: DataSpec, config: RunConfig) -> d
 
 
 def _normalisation(stem: Stem, spec: DataSpec) -> dict[str, Any]:
-    own = getattr(stem, "normalisation", None)
+    own = stem.normalisation
     mean, std = own or (spec.mean, spec.std)
     return {"of": "the stem's weights" if own else "the data", "mean": [*mean], "std": [*std]}
 

@@ -86,9 +86,7 @@ class DINO(Objective):
         with torch.no_grad():
             features = self.teacher.features(images)
             target = self.teacher_head(features)
-        output: StepOutput = self._compare(
-            target, self.head(self.model.features(images)), features
-        )
+        output: StepOutput = self._compare(target, self.head(self.model.features(images)), features)
         return output
 
     def after_step(self, step: int) -> None:

@@ -94,5 +94,5 @@ def _masks_of_ones() -> AbstractContextManager[None]:
     option = "meta_nonzero_assume_all_nonzero"
     if not hasattr(fx_config, option):  # torch may drop it; the cost is then unknown
         return nullcontext()
-    context: AbstractContextManager[None] = vars(fx_config)["patch"](**{option: True})
-    return context
+    patched: AbstractContextManager[None] = fx_config.patch(option, True)  # type: ignore[attr-defined]
+    return patched

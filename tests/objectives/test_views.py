@@ -23,6 +23,7 @@ from hybridvit.engine import checkpoint
 from hybridvit.engine import fit as fit_module
 from hybridvit.engine.fit import micro_batches
 from hybridvit.engine.run import train
+from hybridvit.objectives import simclr
 
 OBJECTIVES = ["simclr", "dino"]
 ARGS: dict[str, dict[str, Any]] = {
@@ -197,6 +198,12 @@ def test_costs_of_dino_equal_a_hand_count() -> None:
     assert counted.forward_flops == 2 * (2 * trunk_flops() + heads) + loss
     student, stem = 2 * trunk_flops() + heads, 2 * 2 * 16 * 48 * 16
     assert counted.backward_flops == 2 * student - stem + loss  # none for the teacher
+
+
+def test_a_torch_that_cannot_count_simclr_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simclr, "fx_config", object())
+    made = make_objective("simclr", **ARGS["simclr"])
+    assert cost.measure(made, (16, 16)) == cost.Cost(None, None, None)
 
 
 def test_counting_costs_leaves_torch_as_it_was() -> None:

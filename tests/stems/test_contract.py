@@ -55,7 +55,9 @@ def test_shifting_the_image_by_the_stride_shifts_the_tokens(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_reaches_every_parameter(name: str) -> None:
     stem = make(name)
-    stem(torch.randn(2, 3, 64, 64)).x.square().sum().backward()
+    images = torch.randn(2, 3, 64, 64, requires_grad=True)  # some stems have no parameters
+    stem(images).x.square().sum().backward()
+    assert images.grad is not None
     for key, parameter in stem.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.abs().max() > 0, key
