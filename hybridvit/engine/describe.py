@@ -16,6 +16,7 @@ from hybridvit.contracts import Batch, DataSpec, Objective, Stem
 from hybridvit.data.dataset import AbsentData, Dataset
 from hybridvit.data.loader import eval_batches
 from hybridvit.data.splits import Split, fingerprint, subset
+from hybridvit.encoder.model import Encoder
 from hybridvit.registry import Parts
 
 ASSUMED_CLASSES = 1000
@@ -41,6 +42,7 @@ def describe(config: RunConfig) -> str:
         "stem": f"{config.stem.name} ({'patch-local' if model['patch_local'] else 'mixes'})",
         "normalisation": f"mean and std of {model['normalisation']['of']}",
         "objective": config.objective.name,
+        "encoder": _encoder_words(objective.model.encoder),
         "tokens": f"{model['tokens']} ({h} x {w})",
         "stride": f"{model['patch_px']} px",
         "a token sees": model["receptive_field"],
@@ -49,6 +51,17 @@ def describe(config: RunConfig) -> str:
         "parameters": "  ".join(f"{part} {count:,}" for part, count in parameters.items()),
     } | _costs(model, config)
     return "\n".join(f"{name:15} {text}" for name, text in rows.items())
+
+
+def _encoder_words(encoder: Encoder) -> str:
+    width = f"{encoder.dim}"
+    placed = encoder.position
+    if encoder.on_tokens is not None:
+        placed += f" at {encoder.position_at}, {encoder.position_combine}"
+        if encoder.position_combine == "concat":
+            d = encoder.on_tokens.dim
+            width += f" ({encoder.dim - d} of content and {d} of position)"
+    return f"{encoder.depth} blocks of width {width}, positions {placed}"
 
 
 def _costs(model: dict[str, Any], config: RunConfig) -> dict[str, str]:

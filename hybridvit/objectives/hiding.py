@@ -95,15 +95,29 @@ def score(target: Target, prediction: Prediction, images: Tensor) -> StepOutput:
 
 
 def picture_rows(target: Target, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-    """The images, what the model saw of them, and its predictions in place."""
-    images, index = batch.images, prediction.where
+    """The images, what the model saw of them, and its predictions in place.
+
+    Before the predictions comes what should have been predicted, where that is not the image.
+    """
+    images, where = batch.images, prediction.where
     rows = {"original": images, "seen": prediction.seen}
-    decoded = target.decode(prediction.outputs.float(), images, index)
+    decoded = target.decode(prediction.outputs.float(), images, where)
     if decoded is None:
         return rows
-    p = decoded.shape[-1]
+    wanted = take(target.encode(images), where)
+    if wanted.shape == prediction.outputs.shape:
+        right = target.decode(wanted, images, where)
+        assert right is not None
+        picture = paste(images, right, where)
+        if not torch.allclose(picture, images, atol=1e-2):
+            rows["target"] = picture
+    return {**rows, "prediction": paste(images, decoded, where)}
+
+
+def paste(images: Tensor, patches: Tensor, where: Tensor) -> Tensor:
+    """Images (B, 3, H, W) with patches (B, M, C, P, P) at positions (B, M), grey ones repeated."""
+    p = patches.shape[-1]
     grid = (images.shape[-2] // p, images.shape[-1] // p)
-    pasted = decoded.expand(-1, -1, 3, -1, -1).flatten(2)  # (B, M, 3 P^2), grey repeated
-    where = index[:, :, None].expand_as(pasted)
-    patches = patchify(images, p).scatter(1, where, pasted.to(images.dtype))
-    return {**rows, "prediction": unpatchify(patches, grid, p)}
+    flat = patches.expand(-1, -1, 3, -1, -1).flatten(2).to(images.dtype)
+    whole = patchify(images, p).scatter(1, where[:, :, None].expand_as(flat), flat)
+    return unpatchify(whole, grid, p)

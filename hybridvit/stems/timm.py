@@ -62,9 +62,6 @@ class FeatureMapStem(Stem):
         ValueError: a backbone that does not map images of that size to a feature map.
     """
 
-    # Mean and std of each channel that the weights expect instead of the data set's.
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-
     def __init__(self, backbone: nn.Module, proj: nn.Conv2d | nn.Identity, size: int = 256) -> None:
         super().__init__()
         self.backbone = backbone

@@ -91,6 +91,18 @@ def test_pictures_show_predictions_in_place() -> None:
     )
 
 
+@pytest.mark.parametrize("target", ["hog", "features"])
+def test_pictures_show_a_target_that_is_no_image(target: str) -> None:
+    objective, batch = make(target=target), make_batch(2)
+    rows = objective.pictures(batch)
+    assert list(rows) == ["original", "seen", "target", "prediction"]
+    assert not torch.equal(rows["target"], rows["original"])
+    shown = torch.ones(2, 16, dtype=torch.bool)
+    shown = shown.scatter(1, objective.predict(batch).where, False)
+    for row in ("target", "prediction"):
+        assert torch.equal(patchify(rows[row], 4)[shown], patchify(batch.images, 4)[shown])
+
+
 def test_grey_pictures_stay_grey() -> None:
     objective, batch = make(channels=1), make_batch(2)
     batch.images = batch.images[:, :1].expand(-1, 3, -1, -1)
