@@ -47,7 +47,7 @@ def make_objective(
         objective=PartConfig(objective, args),
         seed=seed,
     )
-    parts, _ = build.make_parts([])
+    parts, _ = build.make_parts([OWN_PARTS])
     spec = DataSpec(10, (size, size), channels, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
     return build.make_objective(config, parts, spec)
 
@@ -62,7 +62,9 @@ SMALL_RESNET: dict[str, object] = {
     "root_pool": False,
 }
 
-# Every built-in stem, small, with stride 4.
+OWN_PARTS = "own_parts:register"  # a third party's
+
+# Every built-in stem and a third party's, small, with stride 4.
 STEM_ARGS: dict[str, dict[str, object]] = {
     "linear": {"patch": 4},
     "mlp": {"patch": 4, "hidden": 8},
@@ -73,6 +75,7 @@ STEM_ARGS: dict[str, dict[str, object]] = {
     "cct": {"layers": 1, "channels": 8},
     "convnext": {"depths": [1, 1], "channels": [4, 8], "strides": [2, 2]},
     "timm": {"backbone": "test_resnet", "level": 1},
+    "blur": {},
 }
 
 

@@ -1,4 +1,4 @@
-"""Hidden means hidden, for every registered stem and masked objective."""
+"""Hidden means hidden, for every registered stem and masked objective, a plug-in's among them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import inspect
 
 import pytest
 import torch
-from conftest import STEM_ARGS, make_batch, make_objective
+from conftest import OWN_PARTS, STEM_ARGS, make_batch, make_objective
 from torch import Tensor
 
+from hybridvit import build
 from hybridvit.contracts import Batch, DataSpec, Objective, Prediction, Stem, Tokens
-from hybridvit.objectives import OBJECTIVES
 from hybridvit.objectives.hiding import Fill, as_pixels, with_mask_tokens
-from hybridvit.stems import STEMS
 from hybridvit.stems.linear import LinearStem
 
+PARTS, _ = build.make_parts([OWN_PARTS])
+STEMS, OBJECTIVES = PARTS.stems.factories, PARTS.objectives.factories
 FILLS = ["mean", "visible_mean", "noise"]
 MASKED = [
     name for name, objective in OBJECTIVES.items() if objective.predict is not Objective.predict
@@ -26,7 +27,7 @@ SIZE = 32
 
 
 def test_these_objectives_mask() -> None:
-    assert MASKED == ["masked_patch", "mae", "simmim"]
+    assert MASKED == ["masked_patch", "mae", "simmim", "upper_half"]
     assert set(STEMS) == set(STEM_ARGS)
     assert set(MASKABLE) == {"resnet", "conv", "overlap", "cct", "convnext"}
 
