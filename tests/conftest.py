@@ -79,6 +79,14 @@ STEM_ARGS: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Decoded images are kept in a folder of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("HYBRIDVIT_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def data_root() -> Path:
     """The folder of real data sets."""

@@ -5,7 +5,6 @@ Both the resident and the streaming path use it, so the same pixels give the sam
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridvit import draws
-from hybridvit.data import color
+from hybridvit.data import color, crops
+from hybridvit.data import policy as policies
+from hybridvit.data.policy import Policy
 from hybridvit.data.splits import cover
 
 Crop = Literal["none", "pad", "resized"]
@@ -24,13 +25,17 @@ FLIP = draws.stream("augment.flip")
 JITTER = draws.stream("augment.jitter")
 GRAYSCALE = draws.stream("augment.grayscale")
 BLUR = draws.stream("augment.blur")
+ERASE = draws.stream("augment.erase")
+ERASED = draws.stream("augment.erase.box")
 JITTERED = 0.8  # share of the images whose colours are varied, where they are
 ASPECT = (3 / 4, 4 / 3)  # width to height of a resized crop
+ERASED_ASPECT = (1 / 3.3, 1 / 0.3)  # width to height of an erased box
 
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images are varied: crop, flip, colours, grey, blur, in this order.
+    """How training images are varied: crop, flip, policy, colours, grey, blur, erasing, in this
+    order.
 
     Contrastive learning (Chen et al. 2020, Appendix A) varies all: crop=resized, flip=true,
     grayscale=0.2, and jitter=1, blur=0.5 for ImageNet, jitter=0.5 without blur for CIFAR-10.
@@ -47,6 +52,13 @@ class Augment:
     """least and greatest share of the image's area, for crop=resized"""
     flip: bool = False
     """mirror half of the images left to right"""
+    policy: Policy = "none"
+    """rand: `policy_ops` operations of `policy_magnitude` (RandAugment); trivial: one operation of
+    any magnitude (TrivialAugment, its wide space)"""
+    policy_ops: int = 2
+    """operations on an image, for policy=rand"""
+    policy_magnitude: int = 9
+    """strength of the operations in 0 to 30, for policy=rand"""
     jitter: float = 0.0
     """strength s of the colour jitter of 80 % of the images: brightness, contrast and saturation
     by factors in 1 +- 0.8 s, hue by up to 0.2 s of the colour circle; 0 is off"""
@@ -56,20 +68,31 @@ class Augment:
     """share of the images that are blurred, by a Gaussian over a tenth of the shorter side"""
     sigma: tuple[float, float] = (0.1, 2.0)
     """least and greatest deviation of the blur in pixels"""
+    erase: float = 0.0
+    """share of the images that lose a box (random erasing)"""
+    erase_scale: tuple[float, float] = (0.02, 0.33)
+    """least and greatest share of the image's area that the box takes"""
 
     def __post_init__(self) -> None:
-        if self.crop not in get_args(Crop):
-            raise ValueError(f"crop={self.crop!r} should be one of {', '.join(get_args(Crop))}")
+        _check_choice("crop", self.crop, get_args(Crop))
         if self.pad < 0:
             raise ValueError(f"pad={self.pad} should be 0 or more pixels, e.g. 4")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+        _check_area("scale", self.scale, "(0.08, 1.0)")
+        _check_choice("policy", self.policy, get_args(Policy))
+        if self.policy_ops < 1:
             raise ValueError(
-                f"scale={self.scale} should be two shares of the area with 0 < least <= greatest "
-                "<= 1, e.g. (0.08, 1.0)"
+                f"policy_ops={self.policy_ops} should be 1 or more operations, e.g. 2; "
+                "policy=none applies none"
+            )
+        if not 0 <= self.policy_magnitude < policies.BINS:
+            raise ValueError(
+                f"policy_magnitude={self.policy_magnitude} should be 0 to {policies.BINS - 1}, "
+                "e.g. 9"
             )
         if not 0 <= self.jitter <= 2.5:
             raise ValueError(f"jitter={self.jitter} should be a strength in [0, 2.5], e.g. 0.5")
-        for name, share in (("grayscale", self.grayscale), ("blur", self.blur)):
+        for name in ("grayscale", "blur", "erase"):
+            share = getattr(self, name)
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} should be a share of the images in [0, 1]")
         if len(self.sigma) != 2 or not 0 < self.sigma[0] <= self.sigma[1]:
@@ -77,11 +100,13 @@ class Augment:
                 f"sigma={self.sigma} should be two deviations in pixels with 0 < least <= "
                 "greatest, e.g. (0.1, 2.0)"
             )
+        _check_area("erase_scale", self.erase_scale, "(0.02, 0.33)")
 
     @property
     def varies(self) -> bool:
         """Whether two views of an image can differ."""
-        return any((self.crop != "none", self.flip, self.jitter, self.grayscale, self.blur))
+        shares = (self.flip, self.jitter, self.grayscale, self.blur, self.erase)
+        return self.crop != "none" or self.policy != "none" or any(shares)
 
     def check(self, image_size: tuple[int, int]) -> None:
         """Refuse a padding that could push the whole image out of its crop.
@@ -96,28 +121,52 @@ class Augment:
             )
 
 
-def augment(images: Tensor, key: Tensor, how: Augment, out_size: tuple[int, int]) -> Tensor:
+def augment(
+    images: Tensor,
+    key: Tensor,
+    how: Augment,
+    out_size: tuple[int, int],
+    fill: Tensor | None = None,
+) -> Tensor:
     """(B, C, H, W) uint8 images and their keys (B,) to (B, 3, *out_size) float32 in [0, 1].
 
     Grey images are repeated. For crop "none" and "pad", images of another size than `out_size`
-    are first resized and centre-cropped to it.
+    are first resized and centre-cropped to it. `fill` (3,) is the colour of erased boxes, black
+    if none.
     """
     flipped = draws.uniform(key, FLIP, 1)[:, 0] < (0.5 if how.flip else 0.0)
     if how.crop == "resized":
-        floats = _resized_crop(images, key, how.scale, flipped, out_size)
+        draw = draws.uniform(key, CROP, crops.DRAWS)
+        boxes = crops.crop_boxes(draw, (images.shape[2], images.shape[3]), how.scale, ASPECT)
+        images = crops.resize(images, boxes, out_size, flipped)
     else:
         images = cover(images, out_size)
         if how.crop == "pad":  # before the conversion to floats, which take four times the memory
             images = _padded_crop(images, key, how.pad, flipped)
         else:
             images = torch.where(flipped[:, None, None, None], images.flip(3), images)
-        floats = _floats(images)
-    return _three_channels(_recolored(floats, key, how))
+    if how.policy != "none":
+        images = _by_policy(images, key, how)
+    images = _three_channels(_recolored(_floats(images), key, how))
+    return _erased(images, key, how, fill) if how.erase else images
 
 
 def plain(images: Tensor, out_size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) uint8 to (B, 3, *out_size) float32 in [0, 1], nothing random."""
     return _three_channels(_floats(cover(images, out_size)))
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r} should be one of {', '.join(known)}")
+
+
+def _check_area(name: str, scale: tuple[float, float], usual: str) -> None:
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(
+            f"{name}={scale} should be two shares of the area with 0 < least <= greatest <= 1, "
+            f"e.g. {usual}"
+        )
 
 
 def _floats(images: Tensor) -> Tensor:
@@ -167,36 +216,21 @@ def _padded_crop(images: Tensor, key: Tensor, pad: int, flipped: Tensor) -> Tens
     return framed.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
 
 
-def _resized_crop(
-    images: Tensor, key: Tensor, scale: tuple[float, float], flipped: Tensor, size: tuple[int, int]
-) -> Tensor:
-    """A random part of each image, scaled bilinearly (Szegedy et al. 2015, section 6).
-
-    As torchvision's RandomResizedCrop, except that a part that does not fit is clamped to the
-    image instead of drawn again (up to ten times there), corners are not rounded to whole pixels,
-    and reducing has no antialiasing.
-    """
-    height, width = images.shape[-2:]
-    # In float64 until the end: the last bit of exp may differ between a vectorised loop and its
-    # tail, and an image's crop must not depend on its place in the batch.
-    area, aspect, down, right = draws.uniform(key, CROP, 4).double().unbind(1)
-    area = (scale[0] + (scale[1] - scale[0]) * area) * height * width
-    low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
-    aspect = torch.exp(low + (high - low) * aspect)
-    crop_height = (area / aspect).sqrt().clamp(max=height)
-    crop_width = (area * aspect).sqrt().clamp(max=width)
-    x = _sample_points(right * (width - crop_width), crop_width, width, size[1])
-    y = _sample_points(down * (height - crop_height), crop_height, height, size[0])
-    x = torch.where(flipped[:, None], x.flip(1), x)
-    grid = torch.stack(
-        [x[:, None, :].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])], dim=3
-    )  # (B, H, W, 2)
-    floats = images.float() / 255
-    return F.grid_sample(floats, grid, "bilinear", "border", align_corners=False).clamp(0, 1)
+def _by_policy(images: Tensor, key: Tensor, how: Augment) -> Tensor:
+    if images.dtype != torch.uint8:  # resized, and not rounded
+        images = images.round().clamp(0, 255).to(torch.uint8)
+    size = (images.shape[2], images.shape[3])
+    chosen = policies.choices(key, how.policy, how.policy_ops, how.policy_magnitude, size)
+    for operation, strength in zip(*(each.unbind(1) for each in chosen), strict=True):
+        images = policies.apply(images, operation, strength)
+    return images
 
 
-def _sample_points(start: Tensor, length: Tensor, pixels: int, count: int) -> Tensor:
-    """(B, count) float32 centres of `count` equal parts of [start, start + length], in [-1, 1]."""
-    centres = (torch.arange(count, device=start.device).double() + 0.5) / count
-    points = start[:, None] + length[:, None] * centres
-    return (points * (2 / pixels) - 1).float()
+def _erased(images: Tensor, key: Tensor, how: Augment, fill: Tensor | None) -> Tensor:
+    """A box of some of the images (B, 3, H, W) in one colour (Zhong et al. 2020)."""
+    size = (images.shape[2], images.shape[3])
+    draw = draws.uniform(key, ERASED, crops.DRAWS)
+    box = crops.inside(crops.erased_boxes(draw, size, how.erase_scale, ERASED_ASPECT), size)
+    box &= (draws.uniform(key, ERASE, 1) < how.erase)[:, :, None]
+    color = images.new_zeros(3) if fill is None else fill.to(images)
+    return torch.where(box[:, None], color[:, None, None], images)

@@ -26,6 +26,7 @@ from hybridvit.data.dataset import (
     from_files,
     hold_out,
 )
+from hybridvit.data.decode import Choice, choose
 from hybridvit.data.files import ImageFiles, one_line
 from hybridvit.data.folders import image_folder, imagenet
 
@@ -146,15 +147,28 @@ def datasets_table() -> dict[str, Callable[..., Dataset]]:
 
 
 def _factory(name: str, source: _Source) -> Callable[..., Dataset]:
-    def load(
+    """A data set's factory; only one of image files has a decoder to choose."""
+
+    def arrays(
         root: str | None = None, download: bool = False, image_size: int | None = None
     ) -> Dataset:
         if image_size is not None:
             check_image_size(image_size)  # before anything is downloaded
-        folder = data_root(root)
-        reader = {"idx": _load_idx, "arrays": _load_arrays, "files": _load_files}[source.kind]
-        return reader(name, source, folder, download, image_size)
+        reader = _load_idx if source.kind == "idx" else _load_arrays
+        return reader(name, source, data_root(root), download, image_size)
 
+    def files(
+        root: str | None = None,
+        download: bool = False,
+        image_size: int | None = None,
+        decoder: Choice = "pil",
+    ) -> Dataset:
+        size = source.image_size if image_size is None else image_size
+        check_image_size(size)
+        choose(decoder)
+        return _load_files(name, source, data_root(root), download, size, decoder)
+
+    load = files if source.kind == "files" else arrays
     load.__doc__ = source.summary
     load.__name__ = load.__qualname__ = name
     return load
@@ -202,7 +216,7 @@ def _load_arrays(
 
 
 def _load_files(
-    name: str, source: _Source, root: Path, download: bool, image_size: int | None
+    name: str, source: _Source, root: Path, download: bool, image_size: int, decoder: Choice
 ) -> Dataset:
     opened = [
         [_open_torchvision(name, source, root, download, arguments) for arguments in split]
@@ -222,8 +236,7 @@ def _load_files(
             (ImageFiles(str(root), [files.paths[i] for i in index.tolist()]), labels[index])
             for index in (train, test)
         ]
-    size = source.image_size if image_size is None else image_size
-    return from_files(name, splits[0], splits[1], classes, 3, size, notes)
+    return from_files(name, splits[0], splits[1], classes, 3, image_size, decoder, notes)
 
 
 def _open_torchvision(

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hybridvit.contracts import DataSpec
+from hybridvit.data.decode import Choice, Decoder, choose, decode, record
 from hybridvit.data.files import ImageFiles, some
 from hybridvit.data.splits import CHUNK, ArraySplit, DecodedSplit, Split, split_validation
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,6 +46,7 @@ class Dataset:
     mean: tuple[float, float, float]  # of the training images in [0, 1]; grey repeated
     std: tuple[float, float, float]
     notes: list[str] = field(default_factory=list)  # decisions to tell the user
+    decoder: str | None = None  # of image files, with its version
 
     def spec(self) -> DataSpec:
         """What an objective may know of it."""
@@ -74,6 +81,7 @@ def from_files(
     classes: list[str],
     channels: int,
     image_size: int,
+    decoder: Choice,
     notes: list[str] | None = None,
 ) -> Dataset:
     """A data set of image files and labels (N,).
@@ -82,11 +90,21 @@ def from_files(
     ImageNet's, because computing them would decode every image at each start.
 
     Raises:
-        ValueError: the image size is not possible, or an image cannot be decoded.
+        ValueError: the image size is not possible, the decoder is not installed, or an image
+            cannot be decoded.
     """
-    size = check_image_size(image_size)
+    size, chosen = check_image_size(image_size), choose(decoder)
+
     splits = [
-        DecodedSplit(files.decode, labels, size, channels, files.identify)
+        # Not a closure, which could not be sent to workers.
+        DecodedSplit(
+            partial(_read, files, chosen, size, channels),
+            labels,
+            size,
+            channels,
+            files.identify,
+            partial(_version, files, record(chosen)),
+        )
         for files, labels in (train, test)
     ]
     notes = list(notes or [])
@@ -95,7 +113,9 @@ def from_files(
     else:
         mean, std = IMAGENET_MEAN, IMAGENET_STD
         notes.append(f"mean and std are ImageNet's: {len(splits[0])} images are too many to decode")
-    return Dataset(name, splits[0], splits[1], classes, channels, size, mean, std, notes)
+    return Dataset(
+        name, splits[0], splits[1], classes, channels, size, mean, std, notes, record(chosen)
+    )
 
 
 def hold_out(labels: Tensor, classes: list[str]) -> tuple[Tensor, Tensor, list[str]]:
@@ -125,6 +145,17 @@ def check_image_size(image_size: int) -> tuple[int, int]:
             "(data.args.image_size)"
         )
     return image_size, image_size
+
+
+def _read(
+    files: ImageFiles, decoder: Decoder, size: tuple[int, int], channels: int, i: int
+) -> Image.Image | Tensor:
+    return decode(files.paths[i], decoder, size, channels)
+
+
+def _version(files: ImageFiles, decoder: str, i: int) -> str:
+    status = os.stat(files.paths[i])
+    return f"{decoder} {files.paths[i]} {status.st_size} {status.st_mtime_ns}"
 
 
 def _statistics(batches: Iterable[Tensor]) -> Statistics:

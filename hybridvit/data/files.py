@@ -23,23 +23,10 @@ GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Paths in a folder; `decode` and `identify` are what a DecodedSplit needs."""
+    """Paths in a folder."""
 
     root: str
     paths: list[str]
-
-    def decode(self, i: int) -> Image.Image:
-        """Decoded image i.
-
-        Raises:
-            ValueError: the file is no image that can be read; the message names it.
-        """
-        with _open(self.paths[i]) as image:  # closes the file; the pixels stay
-            try:
-                image.load()
-            except Exception as error:  # a damaged file makes decoders raise anything
-                raise _unreadable(self.paths[i], error) from None
-        return image
 
     def identify(self, i: int) -> str:
         """Relative path and file size in bytes of image i."""
@@ -54,7 +41,7 @@ class ImageFiles:
         """
         grey = True
         for path in self.paths:
-            with _open(path) as image:
+            with open_image(path) as image:
                 grey = image.mode in GREY_MODES and grey
         return grey
 
@@ -90,7 +77,12 @@ def some(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(repr(name) for name in listed[:limit]) + more
 
 
-def _open(path: str) -> Image.Image:
+def open_image(path: str) -> Image.Image:
+    """An image file whose header was read.
+
+    Raises:
+        ValueError: it is no image, or has too many pixels; the message names it.
+    """
     from PIL import Image
 
     if not os.path.isfile(path):  # a pipe would block for ever
@@ -100,7 +92,7 @@ def _open(path: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {path!r} is too large ({error}); scale it down") from None
     except Exception as error:  # a damaged file makes decoders raise anything
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise ValueError(
@@ -110,7 +102,8 @@ def _open(path: str) -> Image.Image:
     return image
 
 
-def _unreadable(path: str, error: Exception) -> ValueError:
+def unreadable(path: str, error: Exception) -> ValueError:
+    """What to tell the user of a file that a decoder refuses."""
     return ValueError(
         f"image {path!r} cannot be decoded ({one_line(error)}); "
         f"remove it or replace it by a valid {', '.join(FORMATS)} file"

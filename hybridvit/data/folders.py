@@ -17,12 +17,13 @@ from hybridvit.data.dataset import (
     from_files,
     hold_out,
 )
+from hybridvit.data.decode import Choice, choose
 from hybridvit.data.files import SUFFIXES, ImageFiles, list_images, some
 
 HEADERS_CHECKED = 100_000  # files; reading the headers of more takes minutes
 
 
-def image_folder(root: str, image_size: int = 224) -> Dataset:
+def image_folder(root: str, image_size: int = 224, decoder: Choice = "pil") -> Dataset:
     """Your own images: one folder a class, below root or below root/train and root/test.
 
     Without root/test, root/val serves as test split; without both, 20 % of each class are held
@@ -33,10 +34,10 @@ def image_folder(root: str, image_size: int = 224) -> Dataset:
             is no readable image.
     """
     folder = Path(root).expanduser().absolute()
-    return _from_folder("image_folder", folder, image_size)
+    return _from_folder("image_folder", folder, image_size, decoder)
 
 
-def imagenet(root: str | None = None, image_size: int = 224) -> Dataset:
+def imagenet(root: str | None = None, image_size: int = 224, decoder: Choice = "pil") -> Dataset:
     """ImageNet-1k: 1.28 M photographs, 1000 classes, tested on its validation images.
 
     Reads extracted class folders, `train/` and `val/`, below root or root/imagenet; it cannot be
@@ -53,7 +54,7 @@ def imagenet(root: str | None = None, image_size: int = 224) -> Dataset:
             "folder a class; set data.args.root or the environment variable HYBRIDVIT_DATA to "
             "the folder that holds them (download: https://image-net.org, needs an account)"
         )
-    data = _from_folder("imagenet", folder, image_size)
+    data = _from_folder("imagenet", folder, image_size, decoder)
     if len(data.classes) != 1000:
         data.notes.append(f"{len(data.classes)} class folders, where ImageNet-1k has 1000")
     return data
@@ -69,8 +70,9 @@ class _Listing:
     ignored: Counter[str] = field(default_factory=Counter)
 
 
-def _from_folder(name: str, root: Path, image_size: int) -> Dataset:
+def _from_folder(name: str, root: Path, image_size: int, decoder: Choice) -> Dataset:
     check_image_size(image_size)  # before any file is read
+    choose(decoder)
     _check_folder(root)
     notes: list[str] = []
     # A folder of images called 'train' is a class; one of folders is a split.
@@ -107,7 +109,7 @@ def _from_folder(name: str, root: Path, image_size: int) -> Dataset:
             (ImageFiles(str(root), listing.paths), torch.tensor(listing.labels))
             for listing in (train, test)
         ]
-    return from_files(name, parts[0], parts[1], train.classes, channels, image_size, notes)
+    return from_files(name, parts[0], parts[1], train.classes, channels, image_size, decoder, notes)
 
 
 def _list_classes(folder: Path) -> _Listing:

@@ -6,7 +6,7 @@ changes no batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 
 import torch
@@ -40,6 +40,7 @@ class TrainLoader:
         image_size: (H, W) of the batches.
         resident: keep all decoded images on the device; else they are decoded as needed, by
             `workers` processes if above 0.
+        fill: colour of erased boxes, (3,) in [0, 1]; black if none.
         views: how often each image is in a batch, augmented anew: the first view is that of a
             loader with one, view v draws from the image's key folded with v.
 
@@ -60,6 +61,7 @@ class TrainLoader:
         device: torch.device | str,
         resident: bool,
         workers: int = 0,
+        fill: Sequence[float] = (0.0, 0.0, 0.0),
         views: int = 1,
         rank: int = 0,
         world: int = 1,
@@ -90,6 +92,7 @@ class TrainLoader:
         self.seed = seed
         self.device = torch.device(device)
         self.workers = workers
+        self.fill = torch.tensor(fill, device=self.device)
         self.views = views
         self.share = batch_size // world  # images of this rank in a batch
         self.offset = rank * self.share
@@ -121,7 +124,7 @@ class TrainLoader:
             index = self._index[slots]
             key = draws.image_keys(self.seed, epochs, index).to(self.device)
             keys = (key, *(draws.fold(key, view) for view in range(1, self.views)))
-            views = [augment(images, k, self.augment, self.image_size) for k in keys]
+            views = [augment(images, k, self.augment, self.image_size, self.fill) for k in keys]
             labels = self._labels[slots].to(self.device)
             yield Batch(views[0], labels, index.to(self.device), key, tuple(views[1:]))
 
@@ -194,7 +197,34 @@ def _decoded(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the default one would draw from the global random state
     )
-    for images in loader:
-        if isinstance(images, str):
-            raise ValueError(images)
-        yield images.to(device, non_blocking=True)
+    return _sent(map(_checked, loader), device)
+
+
+def _checked(images: Tensor | str) -> Tensor:
+    if isinstance(images, str):
+        raise ValueError(images)
+    return images
+
+
+def _sent(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Batches on the device; on a GPU the next one is sent while one is computed with."""
+    if device.type != "cuda":
+        yield from (images.to(device) for images in batches)
+        return
+    side = torch.cuda.Stream(device)
+    ahead: list[tuple[Tensor, torch.cuda.Event]] = []
+    for images in batches:
+        with torch.cuda.stream(side):
+            sent = images.to(device, non_blocking=True)
+            ahead.append((sent, side.record_event()))
+        if len(ahead) > 1:
+            yield _received(*ahead.pop(0))
+    yield from (_received(*last) for last in ahead)
+
+
+def _received(images: Tensor, event: torch.cuda.Event) -> Tensor:
+    """Images that the current stream may use, once they have come."""
+    stream = torch.cuda.current_stream(images.device)
+    stream.wait_event(event)
+    images.record_stream(stream)  # or their memory would be given to the next batch too early
+    return images

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 
+from hybridvit.data import cache
 from hybridvit.data.splits import Split
 
 LIMIT_BYTES = 2**30
@@ -16,24 +19,16 @@ _CHUNK = 256  # images decoded by one thread at a time
 class Resident:
     """All images of a split as one uint8 tensor on the device.
 
+    Images of files are decoded once for all runs on a machine (`hybridvit.data.cache`).
+
     Raises:
         ValueError: an image cannot be decoded; the message names its file.
     """
 
     def __init__(self, split: Split, device: torch.device | str, progress: bool) -> None:
-        from tqdm import tqdm
-
-        shape = (len(split), split.channels, *split.size)
-        self.images = torch.empty(shape, dtype=torch.uint8, device=device)  # (N, C, H, W)
+        self.images = _kept(split, progress).to(device)  # (N, C, H, W)
         self.labels = split.labels.to(device)  # (N,)
         self.index = split.index.to(device)  # (N,)
-        chunks = [range(n, min(n + _CHUNK, len(split))) for n in range(0, len(split), _CHUNK)]
-        # PIL releases the interpreter while it decodes. The bar waits, because arrays take no time.
-        bar = tqdm(total=len(split), desc="decode", unit="image", delay=1, disable=not progress)
-        with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for chunk, images in zip(chunks, pool.map(split.read_many, chunks), strict=True):
-                self.images[chunk.start : chunk.stop] = images.to(device)
-                bar.update(len(chunk))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,3 +37,32 @@ class Resident:
 def fits(split: Split) -> bool:
     """Whether the decoded split takes at most 1 GiB."""
     return len(split) * split.channels * split.size[0] * split.size[1] <= LIMIT_BYTES
+
+
+def _kept(split: Split, progress: bool) -> Tensor:
+    """(N, C, H, W) uint8, mapped from the cache where there is one."""
+    path, shape = cache.place(split), cache.shape(split)
+    if path is not None:
+        kept = cache.read(path, shape)
+        if kept is None and cache.write(path, _decoded(split, progress)):
+            kept = cache.read(path, shape)
+        if kept is not None:
+            return kept
+    images, start = torch.empty(shape, dtype=torch.uint8), 0
+    for chunk in _decoded(split, progress):
+        images[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    return images
+
+
+def _decoded(split: Split, progress: bool) -> Iterator[Tensor]:
+    """All images in order, some at a time."""
+    from tqdm import tqdm
+
+    chunks = [range(n, min(n + _CHUNK, len(split))) for n in range(0, len(split), _CHUNK)]
+    # Decoders release the interpreter. The bar waits, because arrays take no time.
+    bar = tqdm(total=len(split), desc="decode", unit="image", delay=1, disable=not progress)
+    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for images in pool.map(split.read_many, chunks):
+            yield images
+            bar.update(len(images))

@@ -90,18 +90,21 @@ class DecodedSplit(Split):
     and cut to its centre. Transparency is dropped, not blended.
 
     Args:
-        decode: PIL image at a place in the storage.
+        decode: image at a place in the storage: PIL's, or (C, H, W) uint8.
         identify: what names the version of an image in the fingerprint, e.g. path and file size;
             without it the decoded pixels do.
+        version: what names all that an image's pixels depend on, for keeping them in a cache;
+            without it they are not kept.
     """
 
     def __init__(
         self,
-        decode: Callable[[int], Image.Image],
+        decode: Callable[[int], Image.Image | Tensor],
         labels: Tensor,
         size: tuple[int, int],
         channels: int,
         identify: Callable[[int], str] | None = None,
+        version: Callable[[int], str] | None = None,
     ) -> None:
         self.decode = decode
         self.labels = labels.long()
@@ -109,6 +112,7 @@ class DecodedSplit(Split):
         self.size = size
         self.channels = channels
         self.identify = identify
+        self.version = version
 
     def read_many(self, positions: Sequence[int]) -> Tensor:
         return torch.stack([self._pixels(int(self.index[i])) for i in positions])
@@ -121,19 +125,22 @@ class DecodedSplit(Split):
                 yield f"{self.identify(place)}\n".encode(errors="surrogateescape")
 
     def _pixels(self, place: int) -> Tensor:
-        import numpy as np
-        from PIL import Image, ImageOps
-
         image = self.decode(place)
-        if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # PIL warns when it has to drop a palette's transparency
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        height, width = self.size
-        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(image))
-        return pixels[None] if self.channels == 1 else pixels.permute(2, 0, 1).contiguous()
+        pixels = image if isinstance(image, Tensor) else _from_pil(image, self.channels)
+        return cover(pixels[None], self.size, torch.uint8)[0]
+
+
+def _from_pil(image: Image.Image, channels: int) -> Tensor:
+    """(C, H, W) uint8, in memory (H, W, C), which is resized fastest."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL warns when it has to drop a palette's transparency
+    pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
 
 def subset(split: AnySplit, indices: Tensor) -> AnySplit:
@@ -200,8 +207,8 @@ def fingerprint(split: Split) -> str:
     return digest.hexdigest()
 
 
-def cover(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (B, C, H, W) resized, as floats, until they cover `size`, then cut to their centre.
+def cover(images: Tensor, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Images (B, C, H, W) resized, as `dtype`, until they cover `size`, then cut to their centre.
 
     Images of that size are returned as they are.
     """
@@ -214,7 +221,7 @@ def cover(images: Tensor, size: tuple[int, int]) -> Tensor:
         max(math.floor(n * scale + 0.5), s) for n, s in zip((height, width), size, strict=True)
     ]
     resized = F.interpolate(
-        images.float(), scaled, mode="bilinear", align_corners=False, antialias=True
+        images.to(dtype), scaled, mode="bilinear", align_corners=False, antialias=True
     )
     top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
     return resized[..., top : top + size[0], left : left + size[1]]

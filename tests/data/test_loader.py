@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,7 +111,9 @@ def test_resuming_equals_going_on(position: int, resident: bool, views: int) -> 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("crop", "views"), [("pad", 1), ("resized", 1), ("resized", 2)])
 def test_streaming_equals_resident(workers: int, crop: str, views: int) -> None:
-    how = Augment(crop=crop, pad=2, flip=True, jitter=0.5 if views > 1 else 0.0)
+    how = Augment(crop=crop, pad=2, flip=True)
+    if views > 1:
+        how = replace(how, policy="rand", jitter=0.5, erase=0.5)
     picture = Image.radial_gradient("L")
 
     def decode(place: int) -> Image.Image:
@@ -195,6 +198,30 @@ def test_seeds_give_other_orders_and_keys() -> None:
     a, b = (next(iter(loader(arrays(), seed=s).batches(0, 1))) for s in (0, 1))
     assert not torch.equal(a.index, b.index)
     assert not set(a.key.tolist()) & set(b.key.tolist())
+
+
+def test_erased_boxes_have_the_given_colour() -> None:
+    split, how = arrays(), Augment(erase=1.0, erase_scale=(0.3, 0.5))
+    source = TrainLoader(
+        split, how, SIZE, batch_size=8, seed=0, device="cpu", resident=True, fill=(0.123, 0.5, 0.9)
+    )
+    batch = next(iter(source.batches(0, 1)))
+    lost = (batch.images == torch.tensor([0.123, 0.5, 0.9])[:, None, None]).all(1)
+    assert (lost.float().mean((1, 2)) > 0.2).all()
+    assert torch.equal(
+        batch.images == split.images[batch.index] / 255, ~lost[:, None].expand(-1, 3, -1, -1)
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_streaming_to_a_gpu_equals_resident_on_a_cpu() -> None:
+    how = Augment(crop="resized", flip=True, policy="rand", erase=0.5)
+    options = {"batch_size": 8, "seed": 0}
+    streamed = TrainLoader(arrays(), how, SIZE, device="cuda", resident=False, **options)
+    kept = TrainLoader(arrays(), how, SIZE, device="cpu", resident=True, **options)
+    for one, two in zip(streamed.batches(0, 9), kept.batches(0, 9), strict=True):
+        assert (one.images.cpu() - two.images).abs().mean() < 1 / 255
+        assert torch.equal(one.index.cpu(), two.index)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,0 +1,144 @@
+"""Random boxes in images, and parts of images scaled with antialiasing, each image by its own box.
+
+Same boxes and same pixels (to rounding) as torchvision.transforms.v2, which takes one box for all
+images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ATTEMPTS = 10  # at a box that fits, as in torchvision
+DRAWS = 2 * ATTEMPTS + 2  # uniforms that a box takes: area and aspect of each attempt, its place
+# Weights are integers that add up to about this. With 8 bits of a pixel every sum is then exact in
+# float32, so that no order of summing, no batch size and no device changes a pixel.
+WEIGHT = 2**15
+
+
+class Boxes(NamedTuple):
+    """A box in each image, in whole pixels; int64 (B,) each."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+
+
+def crop_boxes(
+    draw: Tensor, size: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float]
+) -> Boxes:
+    """Boxes of a random share of the area and aspect (Szegedy et al. 2015, section 6).
+
+    Where none of the attempts fits, the largest centred box whose aspect is allowed.
+
+    Args:
+        draw: (B, DRAWS) uniforms in [0, 1).
+        size: (H, W) of the images.
+        scale: least and greatest share of the area.
+        aspect: least and greatest width / height, drawn evenly on a log scale.
+    """
+    heights, widths = _attempts(draw, size, scale, aspect)
+    fits = (heights > 0) & (heights <= size[0]) & (widths > 0) & (widths <= size[1])
+    height, width = _first(fits, heights, widths)
+    largest = (
+        min(size[0], round(size[1] / aspect[0])),
+        min(size[1], round(size[0] * aspect[1])),
+    )
+    found = fits.any(1)
+    height = torch.where(found, height, largest[0])
+    width = torch.where(found, width, largest[1])
+    top, left = _place(draw, size, height, width)
+    return Boxes(
+        torch.where(found, top, (size[0] - height) // 2),
+        torch.where(found, left, (size[1] - width) // 2),
+        height,
+        width,
+    )
+
+
+def erased_boxes(
+    draw: Tensor, size: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float]
+) -> Boxes:
+    """As `crop_boxes`, but smaller than the image on both sides, and empty where none fits."""
+    heights, widths = _attempts(draw, size, scale, aspect)
+    fits = (heights < size[0]) & (widths < size[1])
+    height, width = (side * fits.any(1) for side in _first(fits, heights, widths))
+    return Boxes(*_place(draw, size, height, width), height, width)
+
+
+def resize(images: Tensor, boxes: Boxes, size: tuple[int, int], flipped: Tensor) -> Tensor:
+    """Parts (B, C, *size) of images (B, C, H, W), both uint8, scaled bilinearly with antialiasing.
+
+    First rows are scaled, then columns, each rounded to whole grey values. Where `flipped`, (B,),
+    the part is mirrored left to right.
+    """
+    channels, height, width = images.shape[1:]
+    rows = _weights(boxes.top, boxes.height, height, size[0])  # (B, h, H)
+    columns = _weights(boxes.left, boxes.width, width, size[1])  # (B, w, W)
+    columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
+    pixels = images.float().flatten(1, 2)  # (B, C H, W)
+    pixels = _rounded(torch.bmm(pixels, columns.mT)).unflatten(1, (channels, height))
+    pixels = _rounded(torch.matmul(rows[:, None], pixels))  # (B, C, h, w)
+    return pixels.to(torch.uint8)
+
+
+def inside(boxes: Boxes, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) bool: which pixels of images of that size are inside their box."""
+    spans = []
+    for pixels, start, length in zip(size, boxes[:2], boxes[2:], strict=True):
+        place = torch.arange(pixels, device=start.device) - start[:, None]
+        spans.append((place >= 0) & (place < length[:, None]))
+    return spans[0][:, :, None] & spans[1][:, None, :]
+
+
+def _attempts(
+    draw: Tensor, size: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """(B, ATTEMPTS) heights and widths in whole pixels, which may not fit."""
+    # In float64: the last bit of exp may differ between a vectorised loop and its tail, and a box
+    # must not depend on its image's place in the batch.
+    area, place = draw[:, : 2 * ATTEMPTS].double().chunk(2, dim=1)
+    area = (scale[0] + (scale[1] - scale[0]) * area) * size[0] * size[1]
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    ratio = torch.exp(low + (high - low) * place)
+    return (area / ratio).sqrt().round().long(), (area * ratio).sqrt().round().long()
+
+
+def _first(fits: Tensor, heights: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) sides of the first attempt that fits."""
+    attempt = fits.int().argmax(1, keepdim=True)
+    return heights.gather(1, attempt)[:, 0], widths.gather(1, attempt)[:, 0]
+
+
+def _place(
+    draw: Tensor, size: tuple[int, int], height: Tensor, width: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(B,) top and left, each place of the box in the image as likely."""
+    down, right = draw[:, 2 * ATTEMPTS :].double().unbind(1)
+    return (down * (size[0] - height + 1)).long(), (right * (size[1] - width + 1)).long()
+
+
+def _weights(start: Tensor, length: Tensor, pixels: int, count: int) -> Tensor:
+    """(B, count, pixels) integer weights, as floats, of the pixels in [start, start + length).
+
+    Triangles around the centres of `count` equal parts, one pixel or one part wide to each side,
+    whichever is more.
+    """
+    step = (length.float() / count)[:, None]  # (B, 1)
+    centre = step * (torch.arange(count, device=start.device) + 0.5)  # (B, count)
+    place = torch.arange(pixels, device=start.device) - start[:, None]  # (B, pixels)
+    within = (place >= 0) & (place < length[:, None])
+    distance = ((place + 0.5)[:, None] - centre[:, :, None]).abs()
+    weights = (1 - distance / step.clamp_min(1)[:, :, None]).clamp_min(0) * within[:, None]
+    # In float64, so that the order of summing does not show.
+    total = weights.sum(2, keepdim=True, dtype=torch.float64)
+    return (weights * (WEIGHT / total).float()).round()
+
+
+def _rounded(sums: Tensor) -> Tensor:
+    """Weighted sums as whole grey values."""
+    return (sums / WEIGHT).round()

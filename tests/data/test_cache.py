@@ -1,0 +1,189 @@
+"""Decoded images kept in files: found again, never wrong, never in the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hybridvit.data import cache
+from hybridvit.data.folders import image_folder
+from hybridvit.data.resident import Resident
+from hybridvit.data.splits import ArraySplit, DecodedSplit, subset
+
+
+def split(count: int = 300, size: int = 4, suffix: str = "") -> DecodedSplit:
+    def decode(i: int) -> Image.Image:
+        DECODED.append(i)
+        return Image.new("RGB", (9, 9), (i % 256, i // 256, 7))
+
+    return DecodedSplit(
+        decode, torch.arange(count), (size, size), 3, version=lambda i: f"{i}{suffix}"
+    )
+
+
+DECODED: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_decoded() -> None:
+    DECODED.clear()
+
+
+def images(source: DecodedSplit) -> Tensor:
+    return Resident(source, "cpu", progress=False).images
+
+
+def test_images_are_decoded_once(cache_folder: Path) -> None:
+    first = images(split())
+    assert len(DECODED) == 300
+    again = images(split())
+    assert len(DECODED) == 300
+    assert torch.equal(first, again)
+    assert torch.equal(again, split().read_many(range(300)))
+    assert [p.suffix for p in cache_folder.iterdir()] == [".pixels"]
+    again[0] = 9  # a process's own copy
+    assert torch.equal(images(split()), first)
+
+
+def test_what_pixels_depend_on_names_the_file() -> None:
+    places = [
+        cache.place(source)
+        for source in (
+            split(),
+            split(size=5),
+            split(suffix="x"),
+            split(299),
+            subset(split(), torch.arange(299, -1, -1)),
+        )
+    ]
+    assert len(set(places)) == 5
+    assert places[0] == cache.place(split())
+    reordered = images(subset(split(), torch.arange(299, -1, -1)))
+    assert torch.equal(reordered, images(split()).flip(0))
+
+
+def test_what_is_not_kept(monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> None:
+    assert cache.place(ArraySplit(torch.zeros(2, 1, 3, 3).byte(), torch.zeros(2))) is None
+    nameless = DecodedSplit(lambda i: Image.new("L", (1, 1)), torch.zeros(2), (1, 1), 1)
+    assert cache.place(nameless) is None
+    monkeypatch.setenv("HYBRIDVIT_CACHE", "")
+    images(split())
+    assert list(cache_folder.iterdir()) == []
+    monkeypatch.delenv("HYBRIDVIT_CACHE")
+    assert cache.folder() == Path("~/.cache/hybridvit").expanduser()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "longer", "empty", "folder"])
+def test_a_damaged_file_is_made_again(damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    expected = images(split()).clone()
+    path = cache.place(split())
+    assert path is not None
+    content = path.read_bytes()
+    if damage == "flip":
+        path.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes({"cut": content[:-9], "longer": content + b"\0", "empty": b""}[damage])
+    DECODED.clear()
+    assert torch.equal(images(split()), expected)
+    assert len(DECODED) >= 300
+    if damage == "folder":  # cannot be replaced
+        assert "are not kept" in capfd.readouterr().err
+    else:
+        assert path.read_bytes() == content
+
+
+def test_a_full_disk_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache_folder: Path
+) -> None:
+    original = tempfile.NamedTemporaryFile
+
+    class Full:
+        def __init__(self, **given: Any) -> None:
+            self.file = original(**given)
+            self.name = self.file.name
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.close()
+
+        def write(self, content: bytes) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache.tempfile, "NamedTemporaryFile", Full)
+    assert torch.equal(images(split()), split().read_many(range(300)))
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "No space left on device" in shown
+    assert str(cache_folder) in shown
+    assert list(cache_folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HYBRIDVIT_CACHE", str(tmp_path / "file" / "below"))
+    assert torch.equal(images(split()), split().read_many(range(300)))
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_image_that_cannot_be_decoded_leaves_nothing(cache_folder: Path) -> None:
+    def decode(i: int) -> Image.Image:
+        if i == 280:
+            raise ValueError("image '280.jpg' cannot be decoded")
+        return Image.new("L", (3, 3))
+
+    broken = DecodedSplit(decode, torch.zeros(300), (3, 3), 1, version=str)
+    with pytest.raises(ValueError, match=r"280\.jpg"):
+        Resident(broken, "cpu", progress=False)
+    assert list(cache_folder.iterdir()) == []
+
+
+def test_several_writers_at_once(cache_folder: Path) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(images, [split() for _ in range(6)]))
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert len(list(cache_folder.iterdir())) == 1
+
+
+def test_a_file_is_complete_when_it_appears(cache_folder: Path) -> None:
+    path = cache_folder / "x.pixels"
+
+    def chunks() -> Iterator[Tensor]:
+        for _ in range(2):
+            yield torch.ones(2, 1, 3, 3, dtype=torch.uint8)
+            assert not path.exists()
+
+    assert cache.write(path, chunks())
+    kept = cache.read(path, (4, 1, 3, 3))
+    assert kept is not None
+    assert torch.equal(kept, torch.ones_like(kept))
+
+
+def test_a_changed_folder_is_decoded_again(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            Image.new("L", (8, 8), 5).save(tmp_path / name / f"{i}.bmp")
+    assert images(image_folder(str(tmp_path), image_size=8).train).unique().tolist() == [5]
+    before = (tmp_path / "a" / "0.bmp").stat()
+    for path in tmp_path.glob("*/*.bmp"):  # of the same size, at another time
+        Image.new("L", (8, 8), 6).save(path)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    assert (tmp_path / "a" / "0.bmp").stat().st_size == before.st_size
+    assert images(image_folder(str(tmp_path), image_size=8).train).unique().tolist() == [6]
