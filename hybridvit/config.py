@@ -152,7 +152,8 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run."""
+    """One training run. `init` is the directory of a finished one to start from: its stem and
+    encoder."""
 
     plugins: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
@@ -162,6 +163,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    init: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -321,15 +323,21 @@ def validate(values: dict[str, Any]) -> RunConfig:
 
 def resolved(config: RunConfig) -> dict[str, Any]:
     """The config as plain values, for records."""
-    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
+    plain = typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
+    if config.init is None:
+        del plain["init"]
+    return plain
 
 
 def config_hash(config: RunConfig) -> str:
     """Eight hex digits that name what is computed.
 
-    Where a known data set lies is left out; a folder of one's own is known by its place alone.
+    Where a known data set lies is left out; a folder of one's own is known by its place alone. A
+    run to start from is known by the hash that its name ends in, or else by its name.
     """
     content = resolved(config)
+    if config.init is not None:
+        content["init"] = Path(config.init).name.rpartition("-")[2]
     if config.data.name != "image_folder":
         content["data"]["args"].pop("root", None)
     content["data"]["args"].pop("download", None)

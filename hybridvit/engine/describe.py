@@ -55,7 +55,7 @@ def describe(config: RunConfig) -> str:
 
 def _encoder_words(encoder: Encoder) -> str:
     width = f"{encoder.dim}"
-    placed = encoder.position
+    placed: str = encoder.position
     if encoder.on_tokens is not None:
         placed += f" at {encoder.position_at}, {encoder.position_combine}"
         if encoder.position_combine == "concat":
@@ -108,6 +108,7 @@ def describe_data(dataset: Dataset, train: int, val: int) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "fingerprint": fingerprint(dataset.train),
+        "decoder": dataset.decoder,
         "train": train,
         "val": val,
         "test": len(dataset.test),

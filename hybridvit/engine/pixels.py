@@ -35,10 +35,14 @@ def pixel_baseline(config: RunConfig, out: Path) -> Outcome:
         directory.write_config(resolved(config))
         train = _pixels(train_split, dataset.channels)
         test = _pixels(dataset.test, dataset.channels)
-        results = {
-            "test/logistic_regression": probes.logistic_regression(train, test),
-            "test/knn": probes.nearest_pixels(train, test),
+        predicted = {
+            "test/logistic_regression": probes.logistic_regression(train, test[0]),
+            "test/knn": probes.nearest_pixels(train, test[0]),
         }
+        results = {key: float((classes == test[1]).mean()) for key, classes in predicted.items()}
+        directory.write_predictions(
+            test[1].tolist(), {key: classes.tolist() for key, classes in predicted.items()}
+        )
         protocol = {k: v for k, v in probes.PROTOCOL.items() if k.startswith("pixels/")}
         directory.write_summary({"results": results, "protocol": protocol})
         directory.write_record({**record, "status": "complete"})

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -32,11 +33,12 @@ from hybridvit.engine.describe import (
     probe_batch,
 )
 from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_steps
+from hybridvit.engine.init import start_from
 from hybridvit.engine.optim import make_optimizer
 from hybridvit.engine.pictures import write_rows
 from hybridvit.engine.runlog import RunDirectory, check_same_data, check_same_run, new_record
 from hybridvit.evaluation import probes
-from hybridvit.evaluation.accuracy import accuracy
+from hybridvit.evaluation.accuracy import accuracy, predictions
 from hybridvit.registry import Parts
 
 PICTURED = 8
@@ -89,6 +91,8 @@ def train(
         record["model"] = describe_model(session.objective, session.dataset.spec(), config)
         record["leakage"] = session.leakage()
         record["network"] = session.network
+        if session.init is not None:
+            record["init"] = session.init
         if before:
             check_same_data(directory, before, record)
         directory.write_record(record)  # first: it makes the directory a run's
@@ -118,6 +122,7 @@ class Session:
         resident = config.data.resident
         self.resident = fits(self.dataset.train) if resident is None else resident
         self.objective = build.make_objective(config, parts, self.dataset.spec())
+        self.init = start_from(self.objective, Path(config.init)) if config.init else None
         self.loader = TrainLoader(
             self.train_split,
             config.data.augment,
@@ -128,6 +133,7 @@ class Session:
             resident=self.resident,
             workers=config.data.workers,
             views=self.objective.views,
+            fill=self.dataset.mean,
         )
         self.length = len(self.train_split)
         self.optimizer = make_optimizer(self.objective, config.optim)
@@ -248,11 +254,12 @@ class Session:
         model = self.evaluated()
         with self.fabric.autocast():
             if model.head is not None:
-                values = {"val/accuracy": accuracy(model, self.batches(self.val_split))}
+                values = {"val/accuracy": self.head_accuracy(model, self.val_split)}
             elif "knn" in self.config.eval.probes:
                 bank = probes.extract(model, self.batches(self.train_split))
                 val = probes.extract(model, self.batches(self.val_split))
-                values = {"val/knn": probes.knn_accuracy(bank, val, len(self.dataset.classes))}
+                predicted = probes.knn(bank, val[0], len(self.dataset.classes))
+                values = {"val/knn": accuracy(predicted, val[1])}
             else:
                 return
         self.log(step, values)
@@ -260,31 +267,38 @@ class Session:
     def final_results(self) -> dict[str, float]:
         """Accuracy and probes on the test split, which nothing has looked at before."""
         self.fabric.to_device(self.objective)
-        model = self.evaluated()
-        results = {}
+        model, test = self.evaluated(), self.dataset.test
+        results, predicted = {}, {}
         with self.fabric.autocast():
             if model.head is not None:
                 if len(self.val_split):
-                    results["val/accuracy"] = accuracy(model, self.batches(self.val_split))
-                results["test/accuracy"] = accuracy(model, self.batches(self.dataset.test))
+                    results["val/accuracy"] = self.head_accuracy(model, self.val_split)
+                predicted["test/accuracy"], _ = predictions(model, self.batches(test))
             if self.config.eval.probes:
                 self.say("probing frozen features")
-                results |= self.probe(model, "test")
+                predicted |= self.probe(model, "test")
                 fresh = build.make_model(self.config, self.parts, self.dataset.spec())
-                results |= self.probe(fresh.to(self.fabric.device), "untrained/test")
-        return results
+                predicted |= self.probe(fresh.to(self.fabric.device), "untrained/test")
+        if predicted:
+            classes = {key: said.tolist() for key, said in predicted.items()}
+            self.directory.write_predictions(test.labels.tolist(), classes)
+        return results | {key: accuracy(said, test.labels) for key, said in predicted.items()}
 
-    def probe(self, model: HybridViT, prefix: str) -> dict[str, float]:
-        """The configured probes of a model's frozen features."""
+    def head_accuracy(self, model: HybridViT, split: Split) -> float:
+        """How often the model's head is right."""
+        return accuracy(*predictions(model, self.batches(split)))
+
+    def probe(self, model: HybridViT, prefix: str) -> dict[str, Tensor]:
+        """What the configured probes of a model's frozen features say of the test images."""
         bank = probes.extract(model, self.batches(self.train_split))
-        test = probes.extract(model, self.batches(self.dataset.test))
-        results = {}
+        features, _ = probes.extract(model, self.batches(self.dataset.test))
+        predicted = {}
         if "knn" in self.config.eval.probes:
             classes = len(self.dataset.classes)
-            results[f"{prefix}/knn"] = probes.knn_accuracy(bank, test, classes)
+            predicted[f"{prefix}/knn"] = probes.knn(bank, features, classes)
         if "linear" in self.config.eval.probes:
-            results[f"{prefix}/linear"] = probes.linear_accuracy(bank, test)
-        return results
+            predicted[f"{prefix}/linear"] = probes.linear(bank, features)
+        return predicted
 
     def picture(self, step: int) -> None:
         """Write the objective's pictures of the same few images."""
@@ -363,6 +377,7 @@ class Session:
             device=self.fabric.device,
             resident=False,
             views=self.objective.views,
+            fill=self.dataset.mean,
         )
         return next(views.batches(0, 1))
 

@@ -89,6 +89,11 @@ class RunDirectory:
         """Write summary.json, which only complete runs have."""
         self._replace("summary.json", json.dumps({"schema": SCHEMA, **summary}, indent=1))
 
+    def write_predictions(self, labels: list[int], predicted: dict[str, list[int]]) -> None:
+        """Write predictions.json: classes of the test images, in order, by the results' keys."""
+        content = {"schema": SCHEMA, "labels": labels, "predicted": predicted}
+        self._replace("predictions.json", json.dumps(content, separators=(",", ":")))
+
     def append_metrics(self, line: dict[str, float]) -> None:
         """Add a line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:

@@ -35,38 +35,34 @@ def extract(model: HybridViT, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]
     return torch.cat(features), torch.cat(labels)
 
 
-def knn_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> float:
-    """Weighted k-NN accuracy (Wu et al. 2018) of features and labels."""
+def knn(train: tuple[Tensor, Tensor], features: Tensor, classes: int) -> Tensor:
+    """Classes (M,) of features (M, D) by weighted k-NN (Wu et al. 2018) among labelled ones."""
     from lightly.utils.benchmarking.knn import knn_predict
 
     bank = F.normalize(train[0], dim=1).mT
-    hits = 0
-    for features, labels in zip(test[0].split(1024), test[1].split(1024), strict=True):
-        ranked = knn_predict(
-            F.normalize(features, dim=1),
+    ranked = [
+        knn_predict(
+            F.normalize(part, dim=1),
             bank,
             train[1],
             classes,
             knn_k=min(NEIGHBOURS, bank.shape[1]),
             knn_t=0.1,
-        )
-        hits += int((ranked[:, 0] == labels).sum())
-    return hits / len(test[1])
+        )[:, 0]
+        for part in features.split(1024)
+    ]
+    return torch.cat(ranked)
 
 
-def linear_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
-    """Accuracy of a linear classifier on standardised features."""
+def linear(train: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
+    """Classes (M,) of features (M, D) by a linear classifier on standardised features."""
     mean, std = train[0].mean(dim=0), train[0].std(dim=0).clamp(min=1e-6)
-    return logistic_regression(
-        (((train[0] - mean) / std).numpy(), train[1].numpy()),
-        (((test[0] - mean) / std).numpy(), test[1].numpy()),
-    )
+    scaled = (((train[0] - mean) / std).numpy(), train[1].numpy())
+    return torch.from_numpy(logistic_regression(scaled, ((features - mean) / std).numpy()))
 
 
-def logistic_regression(
-    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
-) -> float:
-    """Test accuracy of scikit-learn's multinomial logistic regression with C = 1."""
+def logistic_regression(train: tuple[np.ndarray, np.ndarray], features: np.ndarray) -> np.ndarray:
+    """Classes (M,) by scikit-learn's multinomial logistic regression with C = 1."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -74,13 +70,13 @@ def logistic_regression(
         # The solver's last digits do not matter here; 1,000 steps are ample for an accuracy.
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier = LogisticRegression(max_iter=1000).fit(*train)
-    return float(classifier.score(*test))
+    predicted: np.ndarray = classifier.predict(features)
+    return predicted
 
 
-def nearest_pixels(
-    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
-) -> float:
-    """Test accuracy of 5 nearest neighbours."""
+def nearest_pixels(train: tuple[np.ndarray, np.ndarray], features: np.ndarray) -> np.ndarray:
+    """Classes (M,) by 5 nearest neighbours."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    return float(KNeighborsClassifier(5).fit(*train).score(*test))
+    predicted: np.ndarray = KNeighborsClassifier(5).fit(*train).predict(features)
+    return predicted

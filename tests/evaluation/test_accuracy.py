@@ -1,7 +1,7 @@
 import torch
 from conftest import make_batch, make_objective
 
-from hybridvit.evaluation.accuracy import accuracy
+from hybridvit.evaluation.accuracy import accuracy, predictions
 
 
 def test_accuracy_counts_images_not_batches() -> None:
@@ -10,13 +10,15 @@ def test_accuracy_counts_images_not_batches() -> None:
     batches = [make_batch(5, seed=1), make_batch(3, seed=2)]
     hits = sum(int((model.eval()(b.images).argmax(1) == b.labels).sum()) for b in batches)
     model.head.train()
-    assert accuracy(model, batches) == hits / 8
+    predicted, labels = predictions(model, batches)
+    assert accuracy(predicted, labels) == hits / 8
+    assert torch.equal(labels, torch.cat([b.labels for b in batches]))
 
 
 def test_evaluation_is_in_eval_mode_and_restores_training() -> None:
     model = make_objective().model.train()
     modes: list[bool] = []
     model.head.register_forward_hook(lambda module, *_: modes.append(module.training))
-    accuracy(model, [make_batch(2)])
+    predictions(model, [make_batch(2)])
     assert modes == [False]
     assert model.training

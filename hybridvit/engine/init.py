@@ -1,0 +1,99 @@
+"""Starting from a finished run: its stem and encoder, every tensor of them accounted for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hybridvit.contracts import Objective
+from hybridvit.encoder.model import HybridViT
+from hybridvit.encoder.positions import interpolate
+from hybridvit.engine import checkpoint
+from hybridvit.engine.runlog import RunDirectory
+
+PARTS = ("stem.", "encoder.")
+OF_EMA = "ema of "
+
+
+def start_from(objective: Objective, run: Path) -> dict[str, Any]:
+    """Give a fresh objective's model the stem and encoder of a run, of the network that it
+    evaluated; head, decoder and the like begin anew. A copy that the objective made of its model,
+    such as a teacher, gets them too.
+
+    Returns what was done, for the record: parameters loaded, interpolated to another grid, and
+    left behind.
+
+    Raises:
+        ValueError: no finished run, or one whose stem or encoder has other tensors.
+    """
+    record = RunDirectory(run).read_record() if run.is_dir() else None
+    path = checkpoint.latest(run / "checkpoints")
+    if record is None or record.get("status") != "complete" or path is None:
+        raise ValueError(f"init={str(run)!r} is no finished run with a checkpoint; train it first")
+    network = str(record["network"])
+    manifest = checkpoint.read_manifest(path)
+    file = checkpoint.EMA if network.startswith(OF_EMA) else checkpoint.WEIGHTS
+    weights = checkpoint.read_weights(path, file)
+    prefix = f"{network.removeprefix(OF_EMA)}."
+    found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    found = {k: v for k, v in found.items() if k.startswith(PARTS)}
+    model = objective.model
+    copies = [m for m in objective.modules() if isinstance(m, HybridViT) and _is_copy(m, model)]
+    grid = record["model"]["grid"]
+    fitted, interpolated = _fitted(found, model, (grid[0], grid[1]), run)
+    for copy in copies:
+        copy.load_state_dict(fitted, strict=False)  # `_fitted` has seen to stem and encoder
+    return {
+        "run": record["hash"],
+        "name": record["name"],
+        "network": network,
+        "sha256": manifest["sha256"][file],
+        "loaded": len(fitted),
+        "interpolated": interpolated,
+        "left": sorted({k.split(".")[0] for k in weights if not k.startswith(prefix)}),
+    }
+
+
+def _is_copy(other: HybridViT, model: HybridViT) -> bool:
+    ours, theirs = _tensors(model), _tensors(other)
+    return ours.keys() == theirs.keys() and all(
+        ours[k].shape == theirs[k].shape and bool((ours[k] == theirs[k]).all()) for k in ours
+    )
+
+
+def _tensors(model: HybridViT) -> dict[str, Tensor]:
+    return {k: v for k, v in model.state_dict().items() if k.startswith(PARTS)}
+
+
+def _fitted(
+    found: dict[str, Tensor], model: HybridViT, old: tuple[int, int], run: Path
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors that a model wants, positions interpolated where its grid is another.
+
+    Raises:
+        ValueError: one is missing, too many, or of another shape.
+    """
+    wanted = _tensors(model)
+    odd = sorted(found.keys() ^ wanted.keys())
+    if odd:
+        whose = "this model" if odd[0] in wanted else "that run"
+        raise ValueError(
+            f"init={str(run)!r}: only {whose} has {odd[0]} ({len(odd)} such tensors); "
+            "use the same stem and encoder"
+        )
+    fitted, interpolated = {}, []
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape and name.endswith("pos_embed"):
+            rows = tensor.shape[1] - old[0] * old[1]
+            if tensor.ndim == 3 and rows >= 0:
+                tensor = interpolate(tensor, old, model.encoder.grid, rows)
+                interpolated.append(name)
+        if tensor.shape != wanted[name].shape:
+            raise ValueError(
+                f"init={str(run)!r}: {name} is {tuple(tensor.shape)} there and "
+                f"{tuple(wanted[name].shape)} here; use the same stem and encoder"
+            )
+        fitted[name] = tensor
+    return fitted, interpolated

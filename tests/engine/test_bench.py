@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridvit import config
+from hybridvit.cli import main
+from hybridvit.engine import bench as module
+from hybridvit.engine.bench import PHASES, Steps, bench, bench_text, check_idle, kind_of, profile
+
+SMALL = ["encoder.args.dim=16", "encoder.args.depth=1", "encoder.args.heads=2"]
+
+
+def load(*overrides: str) -> config.RunConfig:
+    return config.load("digits.yaml", [*SMALL, *overrides])
+
+
+def test_what_a_step_spends_adds_up() -> None:
+    found = bench(load("train.accumulate=2"), seconds=0.2, beside_load=True)
+    assert list(found["milliseconds"]) == list(PHASES)
+    assert min(found["milliseconds"].values()) > 0
+    total = sum(found["milliseconds"].values()) / 1000
+    assert found["images_per_second"] == pytest.approx(found["batch_size"] / total, rel=0.5)
+    low, high = found["quartiles"]
+    assert low <= found["images_per_second"] <= high
+    reached = found["flops_per_image"] * found["images_per_second"]
+    assert found["share_of_peak"] == pytest.approx(reached / found["peak_flops_per_second"])
+    assert "GFLOPs an image" in bench_text(found)
+
+
+def test_steps_train_as_a_run_does() -> None:
+    steps = Steps(load("optim.lr=1"))
+    before = [p.clone() for p in steps.session.objective.parameters()]
+    seen: list[str] = []
+    steps.run(seen.append)
+    assert tuple(seen) == PHASES
+    after = steps.session.objective.parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_busy_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 100.4])
+    monkeypatch.setattr(module, "busy_seconds", lambda: next(clock))
+    with pytest.raises(ValueError, match=r"other processes use \d+ % of a core"):
+        check_idle(0.1)
+    monkeypatch.setattr(module, "busy_seconds", lambda: 100.0)
+    check_idle(0.01)
+
+
+def test_busy_seconds_count_this_process() -> None:
+    before = module.busy_seconds()
+    if before == 0:
+        pytest.skip("no /proc/stat here")
+    x = torch.randn(400, 400)
+    while module.busy_seconds() - before < 0.02:
+        x = (x @ x).tanh()
+    assert module.busy_seconds() > before
+
+
+def test_a_profile_leaves_a_trace_and_names_ten_costs(tmp_path: Path) -> None:
+    costs = profile(load(), tmp_path / "p", count=1)
+    assert len(costs) == 10
+    shares = [share for _, share, _ in costs]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) <= 1
+    assert {kind for _, _, kind in costs} & {"matrix products", "optimizer"}
+    assert json.loads((tmp_path / "p" / "trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("aten::mm", "matrix products"),
+        ("aten::mkldnn_convolution", "convolutions"),
+        ("aten::native_group_norm_backward", "normalisation"),
+        ("aten::to", "copies and casts"),
+        ("aten::topk", "other"),
+    ],
+)
+def test_kinds_of_work(operator: str, kind: str) -> None:
+    assert kind_of(operator) == kind
+
+
+def test_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "digits.yaml", *SMALL, "--seconds", "0.1", "--beside-load", "--json"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["device"]

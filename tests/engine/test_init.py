@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hybridvit import build
+from hybridvit.config import RunConfig, config_hash, load, resolved
+from hybridvit.contracts import Objective
+from hybridvit.engine import checkpoint
+from hybridvit.engine.init import start_from
+from hybridvit.engine.run import train
+
+TINY = [
+    "encoder.args.dim=16",
+    "encoder.args.depth=1",
+    "encoder.args.heads=1",
+    "train.epochs=0.2",
+]
+MAE = "objective={name: mae, args: {decoder_dim: 16, decoder_depth: 1, decoder_heads: 1}}"
+RESIZED = "data.augment.crop=resized"
+
+
+def pretrain(folder: Path, *overrides: str) -> Path:
+    out = folder / "pretrained-01234567"
+    assert train(load("digits.yaml", [*TINY, *overrides]), name="p", out=out).status == "complete"
+    return out
+
+
+def objective(*overrides: str) -> Objective:
+    parts, _ = build.make_parts([])
+    config = build.resolve(load("digits.yaml", [*TINY, *overrides]), parts)
+    return build.make_objective(config, parts, build.make_dataset(config, parts).spec())
+
+
+def saved(run: Path, file: str = checkpoint.WEIGHTS) -> dict[str, Any]:
+    path = checkpoint.latest(run / "checkpoints")
+    assert path
+    return checkpoint.read_weights(path, file)
+
+
+def test_a_run_starts_from_stem_and_encoder_of_another(tmp_path: Path) -> None:
+    source = pretrain(tmp_path, MAE)
+    out = tmp_path / "fine"
+    config = load(
+        "digits.yaml", [*TINY, f"init={source}", "optim.lr=1e-20", "optim.weight_decay=0"]
+    )
+    train(config, name="f", out=out)
+    before, after = saved(source), saved(out)
+    for name in before:
+        if name.startswith(("model.stem", "model.encoder")):
+            torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-12)
+    record = json.loads((out / "run.json").read_text())["init"]
+    assert record["loaded"] == sum(k.startswith(("model.stem", "model.encoder")) for k in before)
+    assert (record["network"], record["interpolated"]) == ("model", [])
+    assert set(record["left"]) >= {"decoder", "decoder_pred", "mask_token"}
+
+
+def test_what_was_evaluated_is_what_is_loaded(tmp_path: Path) -> None:
+    source = pretrain(tmp_path, MAE, "train.ema=0.5")
+    fresh = objective()
+    assert start_from(fresh, source)["network"] == "ema of model"
+    ema, raw = saved(source, checkpoint.EMA), saved(source)
+    name = "stem.proj.weight"
+    assert torch.equal(fresh.model.state_dict()[name], ema[f"model.{name}"])
+    assert not torch.equal(ema[f"model.{name}"], raw[f"model.{name}"])
+
+
+def test_a_teacher_starts_where_its_student_does(tmp_path: Path) -> None:
+    source = pretrain(tmp_path, MAE)
+    dino = objective("objective={name: dino}", RESIZED)
+    start_from(dino, source)
+    expected = saved(source)["model.stem.proj.weight"]
+    for network in (dino.model, dino.teacher):
+        assert isinstance(network, torch.nn.Module)
+        assert torch.equal(network.state_dict()["stem.proj.weight"], expected)
+
+
+def test_positions_follow_another_grid_and_nothing_else_may_differ(tmp_path: Path) -> None:
+    source = pretrain(tmp_path, MAE)
+    larger = objective("data.args.image_size=16")
+    assert start_from(larger, source)["interpolated"] == ["encoder.pos_embed"]
+    rows = saved(source)["model.encoder.pos_embed"]
+    moved = larger.model.encoder.state_dict()["pos_embed"]
+    assert moved.shape == (1, 65, 16)
+    assert torch.equal(moved[:, 0], rows[:, 0])  # the class token's
+    # Bicubic interpolation keeps the mean but for its edges.
+    torch.testing.assert_close(moved[:, 1:].mean(1), rows[:, 1:].mean(1), rtol=0, atol=5e-3)
+    for override, words in (
+        ("encoder.args.depth=2", "only this model has encoder.blocks.1"),
+        ("stem={name: mlp, args: {patch: 2}}", "only this model has stem"),
+        ("encoder.args.dim=8", r"\(16,\) there and \(8,\) here"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            start_from(objective(override), source)
+
+
+def test_only_a_finished_run_will_do(tmp_path: Path) -> None:
+    source = pretrain(tmp_path)
+    record = json.loads((source / "run.json").read_text())
+    (source / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    for path in (source, tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ValueError, match="is no finished run"):
+            start_from(objective(), path)
+
+
+def test_the_run_to_start_from_is_a_part_of_the_hash() -> None:
+    assert "init" not in resolved(RunConfig())
+    hashes = [
+        config_hash(RunConfig(init=name))
+        for name in (None, "runs/a-01234567", "elsewhere/b-01234567", "runs/a-76543210")
+    ]
+    assert hashes[1] == hashes[2]
+    assert len(set(hashes)) == 3
