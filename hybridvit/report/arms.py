@@ -6,11 +6,11 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hybridvit.report.runs import Run, part_name
-from hybridvit.studies.statistics import Difference, paired_difference
+from hybridvit.studies.statistics import Difference, paired_difference, together
 
 # What a study may change to match the cost of two arms; see `_stem_pairs`.
 BUDGET = ("train.epochs", "train.steps", "train.images")
@@ -69,7 +69,8 @@ class Comparison:
     other: Arm
     metric: str
     seeds: tuple[int, ...]  # that both sides have
-    difference: Difference | None  # none where no seed is on both sides
+    alone: Difference | None  # as if nothing else were compared; none where no seed is on both
+    difference: Difference | None  # as one of all the comparisons
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -93,7 +94,10 @@ def group(runs: Sequence[Run]) -> list[Arm]:
 
 
 def compare(arms: Sequence[Arm]) -> list[Comparison]:
-    """Hybrid against pure stems first, then training against the untrained encoder."""
+    """Hybrid against pure stems first, then training against the untrained encoder.
+
+    All of them are claims of one page: their verdicts and intervals hold together.
+    """
     found = []
     for hybrid, pure in _stem_pairs(arms):
         shared = [m for m in hybrid.metrics() if m in pure.metrics()]
@@ -108,7 +112,8 @@ def compare(arms: Sequence[Arm]) -> list[Comparison]:
             untrained = arm.values(f"untrained/{metric}")
             if untrained:
                 found.append(_paired("training", arm, arm, metric, arm.values(metric), untrained))
-    return found
+    joint = iter(together([c.alone for c in found if c.alone]))
+    return [replace(c, difference=next(joint) if c.alone else None) for c in found]
 
 
 def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -135,8 +140,8 @@ def _paired(
     b: dict[int, float],
 ) -> Comparison:
     seeds = tuple(sorted(a.keys() & b.keys()))
-    difference = paired_difference([a[s] for s in seeds], [b[s] for s in seeds]) if seeds else None
-    return Comparison(kind, arm, other, metric, seeds, difference)
+    alone = paired_difference([a[s] for s in seeds], [b[s] for s in seeds]) if seeds else None
+    return Comparison(kind, arm, other, metric, seeds, alone, alone)
 
 
 def _stem_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:

@@ -11,7 +11,7 @@ from hybridvit.report.arms import Arm, Comparison
 from hybridvit.report.leakage import leaked
 from hybridvit.report.runs import Run
 from hybridvit.report.tables import rows
-from hybridvit.studies.statistics import MIN_SEEDS
+from hybridvit.studies.statistics import MIN_SEEDS, detectable
 
 
 def caveats(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> list[str]:
@@ -25,6 +25,7 @@ def caveats(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> list[str]
         *_too_few(arms),
         *_below_pixels(arms),
         *_many_claims(comparisons),
+        *_seeds(arms),
         *_splits(arms),
         *_notes(arms),
     ]
@@ -174,8 +175,20 @@ def _many_claims(comparisons: Sequence[Comparison]) -> Iterable[str]:
     claims = sum(1 for c in comparisons if c.difference and c.difference.low is not None)
     if claims > 1:
         yield (
-            f"{claims} intervals are on this page, each at 95 % and none corrected for the others: "
-            "if nothing made a difference, about one in twenty would still leave out zero."
+            f"{claims} comparisons are on this page. Their verdicts are Holm's over all of them: "
+            "at most 5 % of such pages hold any false claim, and in 95 % all intervals hold. "
+            "Comparisons that were looked at elsewhere, and the bars of single arms, are not "
+            "counted in."
+        )
+
+
+def _seeds(arms: Sequence[Arm]) -> Iterable[str]:
+    if any(len(arm.values(m)) >= MIN_SEEDS for arm in arms for m in arm.metrics()):
+        yield (
+            "A seed varies initialisation, the order of images, augmentation and masks; the split "
+            "of the data is the same for all seeds. Intervals assume differences that are roughly "
+            f"normal, which few seeds cannot show, and {MIN_SEEDS} seeds show reliably only what "
+            f"is above about {detectable(MIN_SEEDS):.1f} standard deviations of the differences."
         )
 
 

@@ -28,12 +28,22 @@ def markdown(report: Report) -> str:
     lines = [f"# {_md(report.title)}", ""]
     if report.question:
         lines += [_md(report.question), ""]
-    lines += [f"{_md(report.facts)}.", "", "## Answer", ""]
+    facts = [report.facts, *([report.matched] if report.matched else [])]
+    lines += [f"{_md('. '.join(facts))}.", "", "## Answer", ""]
     lines += [_md(sentence) + "\n" for sentence in report.headline]
     lines += [f"- {_md(subject)}: **{_md(words)}**" for subject, words in report.verdicts]
     if report.hint:
         lines += ["", f"{_md(report.hint)} {_md(report.longer or '')}"]
     lines += ["", "## Results", "", *_table(HEADINGS, [row.cells() for row in report.rows])]
+    if report.comparisons:
+        headings, *made = report.comparisons
+        lines += ["", "## Comparisons", "", *map(_md, report.comparison_notes), ""]
+        lines += _table(headings, made)
+    if report.disagreements:
+        lines += ["", *(f"- {_md(sentence)}" for sentence in report.disagreements)]
+    for plot in report.plots:
+        if "lines" in plot:
+            lines += ["", f"## {_md(plot['title'])}", "", *(f"- {_md(x)}" for x in plot["lines"])]
     if report.leakage:
         lines += ["", "## Mixing and leakage", "", *_table(LEAKAGE_HEADINGS, report.leakage)]
     if report.caveats:

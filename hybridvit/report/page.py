@@ -14,11 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hybridvit.report import leakage, tables
-from hybridvit.report.arms import Arm, compare, group, varying
+from hybridvit.report import comparisons, examples, leakage, tables
+from hybridvit.report.arms import Arm, Comparison, compare, group, varying
 from hybridvit.report.caveats import caveats, environment
+from hybridvit.report.cost import matched
 from hybridvit.report.plots import key, plots
-from hybridvit.report.runs import Run, clean, read_picture
+from hybridvit.report.runs import Plan, Run, clean, read_picture, read_plan
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_PICTURES = 24
@@ -26,6 +27,7 @@ NOTHING = "\u2013"  # in an empty cell
 SECTIONS = (
     ("answer", "Answer"),
     ("results", "Results"),
+    ("comparisons", "Comparisons"),
     ("plots", "Plots"),
     ("reconstructions", "Reconstructions"),
     ("leakage", "Mixing and leakage"),
@@ -66,6 +68,36 @@ class Report:
         return caveats(self.arms, self._comparisons)
 
     @cached_property
+    def plan(self) -> Plan:
+        return read_plan(self.runs)
+
+    @cached_property
+    def comparisons(self) -> list[tuple[str, ...]]:
+        """Headings and lines of the table of comparisons; nothing where there are none."""
+        smallest = self.plan.smallest_difference
+        lines = comparisons.table(self._comparisons, smallest)
+        return [comparisons.headings(smallest), *lines] if lines else []
+
+    @cached_property
+    def comparison_notes(self) -> list[str]:
+        return comparisons.notes(self.comparisons[1:], self.plan.smallest_difference)
+
+    @cached_property
+    def disagreements(self) -> list[str]:
+        """Where the sides of a comparison differ on single test images."""
+        found = (examples.disagreement(c) for c in self._comparisons)
+        return [sentence for sentence in found if sentence is not None]
+
+    @cached_property
+    def plots(self) -> list[dict[str, Any]]:
+        return plots(self.arms, self.rows, self._comparisons)
+
+    @cached_property
+    def matched(self) -> str | None:
+        """How equal the costs that the study matches came out."""
+        return matched(self.arms, self.plan.match)
+
+    @cached_property
     def leakage(self) -> list[tuple[str, ...]]:
         return leakage.table(self.arms)
 
@@ -100,7 +132,7 @@ class Report:
             return clean(str(path))
 
     @cached_property
-    def _comparisons(self) -> list[Any]:
+    def _comparisons(self) -> list[Comparison]:
         return compare(self.arms)
 
 
@@ -110,7 +142,7 @@ def render(report: Report) -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    made = plots(report.arms, report.rows)
+    made = report.plots
     pictures, left_out = _pictures(report)
     scripts = {"plotly": get_plotlyjs(), "script": _template("report.js")}
     sources = " ".join(f"'{_sha256(script)}'" for script in scripts.values())
@@ -124,6 +156,7 @@ def render(report: Report) -> str:
         "title": report.title,
         "question": report.question,
         "facts": report.facts,
+        "matched": report.matched,
         "headline": report.headline,
         "verdicts": [(who, _unbroken(words)) for who, words in report.verdicts],
         "hint": report.hint,
@@ -131,6 +164,9 @@ def render(report: Report) -> str:
         "caveats": [_unbroken(caveat) for caveat in report.caveats],
         "headings": tables.HEADINGS,
         "rows": report.rows,
+        "comparisons": report.comparisons,
+        "comparison_notes": report.comparison_notes,
+        "disagreements": report.disagreements,
         "plots": made,
         "key": key(report.arms),
         "pictures": pictures,
@@ -146,12 +182,13 @@ def render(report: Report) -> str:
         "protocols": _protocols(report.runs),
         "commands": _commands(report),
         "css": Markup(_template("report.css")),
-        "data": Markup(json_block(made)),
+        "data": Markup(json_block([{k: plot[k] for k in plot if k != "lines"} for plot in made])),
         **{name: Markup(script) for name, script in scripts.items()},
     }
     shown = {
         "plots": made,
         "reconstructions": pictures or left_out,
+        "comparisons": report.comparisons,
         "leakage": report.leakage,
         "caveats": report.caveats,
         "configs": context["differing"],

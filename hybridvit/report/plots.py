@@ -7,14 +7,16 @@ scheme is light or dark. Plotly reads a subset of HTML in every text, so names a
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any
 
-from hybridvit.report.arms import Arm
+from hybridvit.report.arms import Arm, Comparison
+from hybridvit.report.cost import COSTS, Cost, crossovers, front
 from hybridvit.report.leakage import WHEN, measured
 from hybridvit.report.runs import Run
 from hybridvit.report.tables import Row, shorten
-from hybridvit.studies.statistics import mean_interval
+from hybridvit.studies.statistics import MIN_SEEDS, mean_interval
 
 # Colours and symbols have no common cycle below 56 arms; each symbol with its glyph in the key.
 COLOURS = 7
@@ -25,18 +27,14 @@ MAX_POINTS = 300  # of one learning curve
 ROW_PX = 58
 
 Plot = dict[str, Any]
-# Axes on which cost is shown: heading, and what it is of a run.
-COSTS: tuple[tuple[str, Callable[[Run], float | None]], ...] = (
-    ("forward GFLOPs per image", lambda r: None if r.flops is None else r.flops / 1e9),
-    ("parameters", lambda r: r.parameters),
-    ("training seconds", lambda r: r.train_seconds),
-    ("training images seen", lambda r: r.images),
-)
 
 
-def plots(arms: Sequence[Arm], rows: Sequence[Row]) -> list[Plot]:
+def plots(
+    arms: Sequence[Arm], rows: Sequence[Row], comparisons: Sequence[Comparison]
+) -> list[Plot]:
     """All plots for which there are numbers: `id`, `title`, `note`, `height`, plotly data."""
-    made = [_results(arms, rows), *_costs(arms, rows), *_curves(arms), *_mixing(arms)]
+    costs = _costs(arms, rows, comparisons)
+    made = [_results(arms, rows), *costs, *_curves(arms), *_mixing(arms)]
     return [plot for plot in made if plot["data"]]
 
 
@@ -101,16 +99,22 @@ def _points(values: dict[int, float], y: float, i: int, what: str, hollow: bool 
     return trace
 
 
-def _costs(arms: Sequence[Arm], rows: Sequence[Row]) -> Iterable[Plot]:
+def _costs(
+    arms: Sequence[Arm], rows: Sequence[Row], comparisons: Sequence[Comparison]
+) -> Iterable[Plot]:
     """Result against each cost, a plot for each metric; the cost is chosen on the page."""
     for metric in dict.fromkeys(row.metric for row in rows if row.metric):
         shown = [r for r in rows if r.metric == metric and not r.arm.is_pixels and r.result]
         runs = [(r.arm, [run for run in r.arm.runs if metric in run.results]) for r in shown]
-        axes = []
+        axes, lines = [], []
         for title, cost in COSTS:
-            xs = [[cost(run) for run in seeds] for _, seeds in runs]
-            if runs and all(x is not None for seeds in xs for x in seeds):
-                axes.append({"title": title, "xs": xs})
+            axis = _cost_axis(title, cost, metric, runs)
+            if axis is not None:
+                axes.append(axis)
+                best = [shown[i].arm.label for i in axis.pop("best")]
+                lines.append(f"Nothing is better and cheaper in {title}: {', '.join(best)}.")
+                about = [c for c in comparisons if c.metric == metric]
+                lines += [f"{c.in_words(title)}." for c in crossovers(about, cost)]
         if not axes:
             continue
         data = []
@@ -121,12 +125,37 @@ def _costs(arms: Sequence[Arm], rows: Sequence[Row]) -> Iterable[Plot]:
         yield {
             "id": f"plot-cost-{_slug(metric)}",
             "title": f"{metric} against cost",
-            "note": "One symbol for each seed.",
+            "note": "One symbol for each seed; dotted, the front of the arms' means: at its cost, "
+            "no other arm had a better mean. Differences along it may be chance.",
+            "lines": lines,
             "height": 360,
             "data": data,
             "axes": axes,
             "layout": {"yaxis": {"title": {"text": f"{metric}, %"}}, "hovermode": "closest"},
         }
+
+
+def _cost_axis(
+    title: str, cost: Cost, metric: str, runs: Sequence[tuple[Arm, Sequence[Run]]]
+) -> Plot | None:
+    """Positions of all symbols on an axis, the front and the places of its arms; none where a
+    run does not know its cost."""
+    known = [[cost(run) for run in seeds] for _, seeds in runs]
+    xs = [[x for x in seeds if x is not None] for seeds in known]
+    if not xs or any(len(x) < len(all_) for x, all_ in zip(xs, known, strict=True)):
+        return None
+    means = [
+        (fmean(x), 100 * fmean(run.results[metric] for run in seeds))
+        for x, (_, seeds) in zip(xs, runs, strict=True)
+    ]
+    best = front(means)
+    return {
+        "title": title,
+        "xs": xs,
+        "log": all(x > 0 for seeds in xs for x in seeds),
+        "front": {"x": [means[i][0] for i in best], "y": [means[i][1] for i in best]},
+        "best": best,
+    }
 
 
 def _curves(arms: Sequence[Arm]) -> Iterable[Plot]:
@@ -166,18 +195,22 @@ def _curve(
     note: str = "",
     scale: float = 1,
 ) -> Plot:
-    data = []
+    data: list[Plot] = []
     axis = _axis(chosen, metric)
+    bands = []
     for arm in chosen:
         i = arms.index(arm)
-        for run in arm.runs:
-            xs, ys = _series(run, metric, axis)
+        series = [(run, *_series(run, metric, axis)) for run in arm.runs]
+        band = _band([(xs, [scale * y for y in ys]) for _, xs, ys in series if xs], i)
+        bands += band
+        for run, xs, ys in series:
             if not xs:
                 continue
             text = f"{_safe(arm.label)}<br>seed {run.seed}"
             trace = _trace(xs, [scale * y for y in ys], i, [text] * len(xs), size=0)
             trace["mode"] = "lines+markers"
-            trace["line"] = {"c": i % COLOURS, "width": 1.5, "dash": DASHES[i % len(DASHES)]}
+            width = 1 if band else 1.5
+            trace["line"] = {"c": i % COLOURS, "width": width, "dash": DASHES[i % len(DASHES)]}
             # The arm's symbol, at the end only.
             trace["marker"] |= {
                 "size": [0] * (len(xs) - 1) + [8],
@@ -197,14 +230,40 @@ def _curve(
     return {
         "id": f"plot-{_slug(title)}",
         "title": title,
-        "note": "One line for each seed. " + (note if has_reference else ""),
+        "note": "One line for each seed. "
+        + ("Bands: 95 % t interval of the mean at each step. " if bands else "")
+        + (note if has_reference else ""),
         "height": 340,
-        "data": data,
+        "data": bands + data,  # bands below all lines
         "layout": {
             "xaxis": {"title": {"text": axis}},
             "yaxis": {"title": {"text": _safe(metric) + unit}},
         },
     }
+
+
+def _band(curves: Sequence[tuple[list[float], list[float]]], i: int) -> list[Plot]:
+    """The interval of the mean over seeds that logged at the same places, from three on."""
+    if len(curves) < MIN_SEEDS or any(xs != curves[0][0] for xs, _ in curves):
+        return []
+    xs = curves[0][0]
+    lows, highs = [], []
+    for values in zip(*(ys for _, ys in curves), strict=True):
+        low, high = mean_interval(values) or (fmean(values), fmean(values))
+        lows.append(low)
+        highs.append(high)
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [*xs, *reversed(xs)],
+            "y": [*highs, *reversed(lows)],
+            "fill": "toself",  # in half the line's colour
+            "line": {"c": i % COLOURS, "width": 0},
+            "opacity": 0.35,
+            "hoverinfo": "skip",
+        }
+    ]
 
 
 def _mixing(arms: Sequence[Arm]) -> Iterable[Plot]:

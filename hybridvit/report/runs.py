@@ -19,6 +19,7 @@ from typing import Any
 SCHEMA = 1  # of run.json and summary.json
 MAX_RECORD = 1 << 20  # bytes of a JSON or YAML file
 MAX_METRICS = 64 << 20  # bytes of metrics.jsonl
+MAX_PREDICTIONS = 32 << 20  # bytes of predictions.json
 MAX_PICTURE = 4 << 20  # bytes of a figure
 MAX_PIXELS = 1 << 24  # of a figure: a small file can unpack to gigabytes
 MAX_DEPTH = 4  # folders below a path in which runs are looked for
@@ -91,6 +92,14 @@ class Run:
         return _count(self.summary, "images")
 
     @property
+    def training_flops(self) -> float | None:
+        """Of all images seen, forward and backward."""
+        backward = _count(self.section("model", "flops"), "backward")
+        if None in (self.flops, backward, self.images):
+            return None
+        return float((self.flops or 0) + (backward or 0)) * (self.images or 0)
+
+    @property
     def train_seconds(self) -> float | None:
         return number(self.summary.get("train_seconds"))
 
@@ -104,6 +113,22 @@ class Run:
         for key in keys:
             node = node.get(key) if isinstance(node, dict) else None
         return node if isinstance(node, dict) else {}
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The classes that a run's networks gave to the test images, by result, and the true ones."""
+
+    labels: tuple[int, ...]
+    predicted: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a report takes from the plan.json of a study; none where it says nothing sound."""
+
+    match: str | None = None  # the cost that was made equal
+    smallest_difference: float | None = None  # of interest, in percentage points
 
 
 def part_name(config: dict[str, Any], part: str) -> str:
@@ -237,6 +262,40 @@ def _one_of(first: Run, second: Run) -> Run:
     return kept
 
 
+def read_predictions(run: Run) -> Predictions | None:
+    """What the run says of single test images; none where there is nothing sound."""
+    path = run.path / "predictions.json"
+    if not run.is_complete or not path.exists():
+        return None
+    try:
+        content = _read_json(run.path, path.name, MAX_PREDICTIONS)
+    except ValueError:
+        return None
+    labels, predicted = _classes(content.get("labels")), content.get("predicted")
+    if not labels or not isinstance(predicted, dict):
+        return None
+    read = {key: _classes(value) for key, value in predicted.items()}
+    sound = {key: value for key, value in read.items() if value and len(value) == len(labels)}
+    return Predictions(labels, sound)
+
+
+def read_plan(runs: Sequence[Run]) -> Plan:
+    """The plan of the study that all the runs lie in; an empty one for any others."""
+    folders = {run.path.parent for run in runs}
+    if len(folders) != 1:
+        return Plan()
+    (folder,) = folders
+    try:
+        content = _read_json(folder, "plan.json")
+    except ValueError:
+        return Plan()
+    match, smallest = content.get("match"), number(content.get("smallest_difference"))
+    return Plan(
+        match if isinstance(match, str) else None,
+        smallest if smallest is not None and smallest > 0 else None,
+    )
+
+
 def _read_bytes(root: Path, path: Path, cap: int) -> bytes | None:
     """Up to `cap` + 1 bytes of a regular file below `root`; none for anything else."""
     try:
@@ -248,13 +307,13 @@ def _read_bytes(root: Path, path: Path, cap: int) -> bytes | None:
         return None
 
 
-def _read_record(root: Path, name: str) -> str:
-    content = _read_bytes(root, root / name, MAX_RECORD)
+def _read_record(root: Path, name: str, cap: int = MAX_RECORD) -> str:
+    content = _read_bytes(root, root / name, cap)
     if content is None:
         raise ValueError(f"{root / name} is no readable file of the run directory; is it a link?")
-    if len(content) > MAX_RECORD:
+    if len(content) > cap:
         raise ValueError(
-            f"{root / name} is larger than {MAX_RECORD >> 20} MiB, too large for a run record; "
+            f"{root / name} is larger than {cap >> 20} MiB, too large for a run record; "
             "is it damaged?"
         )
     try:
@@ -263,8 +322,8 @@ def _read_record(root: Path, name: str) -> str:
         raise ValueError(f"{root / name} is no UTF-8 text; is it damaged?") from None
 
 
-def _read_json(root: Path, name: str) -> dict[str, Any]:
-    text = _read_record(root, name)
+def _read_json(root: Path, name: str, cap: int = MAX_RECORD) -> dict[str, Any]:
+    text = _read_record(root, name, cap)
     try:
         record = json.loads(text)
     except RecursionError:
@@ -365,6 +424,13 @@ def number(value: Any) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:
         return None
+
+
+def _classes(value: Any) -> tuple[int, ...]:
+    """Class numbers; nothing for all else."""
+    if not isinstance(value, list) or not all(type(x) is int for x in value):
+        return ()
+    return tuple(value)
 
 
 def _count(section: dict[str, Any], key: str) -> int | None:

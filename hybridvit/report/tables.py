@@ -87,10 +87,15 @@ def quantity(value: float) -> str:
 
 def in_words(comparison: Comparison) -> str:
     """What the seeds allow to say of a comparison, in percentage points."""
-    d = comparison.difference
-    if d is None:
+    d, alone = comparison.difference, comparison.alone
+    if d is None or alone is None:
         return "not compared: no seed has a result on both sides"
-    return _stem_words(d) if comparison.kind == "stem" else _training_words(d)
+    words = _stem_words(d) if comparison.kind == "stem" else _training_words(d)
+    if alone.verdict != d.verdict:
+        words += f"; by itself {points(alone)[1]}, which leaves out zero"
+    elif 0 in (d.low, d.high):
+        words += f"; by itself {points(alone)[1]}"
+    return words
 
 
 def subject(comparison: Comparison) -> str:
@@ -172,6 +177,18 @@ def plain_text(
     return "\n".join(lines) + "\n"
 
 
+def points(d: Difference) -> tuple[str, str]:
+    """Mean and interval in percentage points, with so many decimals that no end reads as zero."""
+    ends = [100 * x for x in (d.mean, d.low, d.high) if x]
+    decimals = next((k for k in (1, 2, 3) if all(round(x, k) for x in ends)), 3)
+    interval = ""
+    if d.low is not None and d.high is not None:
+        low = f"[{100 * d.low:.{decimals}f}" if d.low else "(0"  # an end of 0 is outside
+        high = f"{100 * d.high:.{decimals}f}]" if d.high else "0)"
+        interval = f"{low}, {high}"
+    return f"{100 * d.mean:+.{decimals}f}", interval
+
+
 def shorten(text: str, width: int) -> str:
     """The text within a width, its middle left out: ends tell arms apart."""
     if len(text) <= width:
@@ -190,7 +207,7 @@ def _spread(arm: Arm, metric: str) -> Spread | None:
 
 
 def _stem_words(d: Difference) -> str:
-    size, interval = _points(d)
+    size, interval = points(d)
     if d.verdict in ("better", "worse"):
         return f"hybrid is {d.verdict} by {size.lstrip('+-')} points {interval}, n = {d.n}"
     if d.verdict == "not distinguishable":
@@ -201,7 +218,7 @@ def _stem_words(d: Difference) -> str:
 
 
 def _training_words(d: Difference) -> str:
-    size, interval = _points(d)
+    size, interval = points(d)
     if d.verdict == "better":
         return f"training is better by {size.lstrip('+')} points {interval}, n = {d.n}"
     if d.verdict == "worse":
@@ -218,16 +235,6 @@ def _training_words(d: Difference) -> str:
     if d.verdict == "no spread":
         why = "all seeds differ by the same amount, hence no interval"
     return f"training is not shown to beat the untrained encoder: {why} ({size} points, n = {d.n})"
-
-
-def _points(d: Difference) -> tuple[str, str]:
-    """Mean and interval in percentage points, with so many decimals that no end reads as zero."""
-    ends = [100 * x for x in (d.mean, d.low, d.high) if x]
-    decimals = next((k for k in (1, 2, 3) if all(round(x, k) for x in ends)), 3)
-    interval = ""
-    if d.low is not None and d.high is not None:
-        interval = f"[{100 * d.low:.{decimals}f}, {100 * d.high:.{decimals}f}]"
-    return f"{100 * d.mean:+.{decimals}f}", interval
 
 
 def _plural(n: int) -> str:

@@ -3,6 +3,7 @@ import csv
 import hashlib
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -156,8 +157,15 @@ def test_every_seed_is_in_the_plots(hostile_page: Path) -> None:
     assert cost["axes"][0]["xs"] == [[2.345] * 3, [2.345] * 3]
     loss = plots["plot-training-loss--mae"]
     assert loss["layout"]["xaxis"]["title"]["text"] == "epoch"
-    assert [len(t["x"]) for t in loss["data"]] == [20] * 8  # 2 arms: 3 seeds and the entropy
-    assert loss["data"][0]["x"][-1] == 5.0
+    bands = [t for t in loss["data"] if t.get("fill")]
+    lines = [t for t in loss["data"] if not t.get("fill")]
+    assert [len(t["x"]) for t in lines] == [20] * 8  # 2 arms: 3 seeds and the entropy
+    assert lines[0]["x"][-1] == 5.0
+    assert [len(t["x"]) for t in bands] == [40] * 2
+    # At the first step, seeds 0 to 2 log 2.3 + 0.02 * (1, -2, 0).
+    assert bands[0]["y"][0] == pytest.approx(2.3 - 0.02 / 3 + 4.303 * 0.02 * math.sqrt(7 / 9),
+                                             abs=1e-3)  # fmt: skip
+    assert "Bands: 95 %" in loss["note"]
     assert "plot-training-accuracy--mae" in plots
     assert "plot-validation--val-accuracy" in plots
 
@@ -178,7 +186,7 @@ def test_structure(hostile_page: Path) -> None:
     page = Page(hostile_page.read_text("utf-8"))
     tags = [t for t, _ in page.tags]
     assert tags.count("h1") == 1
-    assert tags.count("caption") == tags.count("table") == 4
+    assert tags.count("caption") == tags.count("table") == 5
     assert all("scope" in a for t, a in page.tags if t == "th")
     assert all(a.get("alt") for t, a in page.tags if t == "img")
     ids = [a["id"] for _, a in page.tags if "id" in a]
@@ -227,7 +235,7 @@ def test_the_answer_is_in_words(tmp_path: Path) -> None:
     assert "hybrid +3.0 points at every one of 3 seeds" in text
     assert "training does not beat the untrained encoder" in text
     assert "a longer run: <code>hybridvit study x</code>" in text
-    assert "none corrected for the others" in text
+    assert "verdicts are Holm" in text
     assert text.index("Answer</h2>") < text.index("Results</h2>") < text.index("Plots</h2>")
 
 

@@ -39,12 +39,20 @@
       if (axis) copy.x = axis.xs[i];
       return copy;
     });
+    if (axis) {
+      const front = { type: "scatter", mode: "lines", x: axis.front.x, y: axis.front.y };
+      front.line = { shape: "hv", width: 1, dash: "dot", color: t.text };
+      data.unshift(Object.assign(front, { hoverinfo: "skip" }));
+    }
     const line = { gridcolor: t.grid, linecolor: t.grid, zerolinecolor: t.grid, automargin: true };
     const layout = Object.assign({}, plot.layout);
     layout.xaxis = Object.assign({}, line, layout.xaxis);
     layout.yaxis = Object.assign({}, line, layout.yaxis);
-    if (axis) layout.xaxis.title = { text: axis.title };
-    if (axis) layout.xaxis.rangemode = "tozero";
+    if (axis) {
+      layout.xaxis.title = { text: axis.title };
+      layout.xaxis.type = axis.log ? "log" : "linear";
+      layout.xaxis.rangemode = "tozero";
+    }
     Object.assign(layout, {
       height: plot.height,
       margin: { l: 8, r: 12, t: 8, b: 8 },

@@ -1,0 +1,187 @@
+"""Results against what they cost: the axes, the arms that nothing beats, where two stems cross."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hybridvit.report.arms import Arm, Comparison
+from hybridvit.report.runs import Run, part_name
+from hybridvit.studies.statistics import mean_interval
+
+Cost = Callable[[Run], float | None]
+# Axes on which cost is shown: heading, and what it is of a run.
+COSTS: tuple[tuple[str, Cost], ...] = (
+    ("forward GFLOPs per image", lambda r: None if r.flops is None else r.flops / 1e9),
+    ("parameters", lambda r: r.parameters),
+    ("training seconds", lambda r: r.train_seconds),
+    ("training images seen", lambda r: r.images),
+    ("training PFLOPs", lambda r: _peta(r.training_flops)),
+)
+# What a study may match: in words, and of a run.
+MATCHED: dict[str, tuple[str, Cost]] = {
+    "flops": ("training FLOPs", lambda r: r.training_flops),
+    "seconds": ("training seconds", lambda r: r.train_seconds),
+    "images": ("images seen", lambda r: r.images),
+    "params": ("parameters", lambda r: r.parameters),
+}
+SAME_COST = 0.01  # relative; arms closer than that are no points of one curve
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Where the curves of a hybrid and a pure stem over cost cross, seed by seed.
+
+    `at` holds the cost of each seed whose curves cross exactly once within the costs that both
+    stems have; `interval` is there if all seeds do, in one direction, and there are at least three.
+    """
+
+    hybrid: str
+    pure: str
+    metric: str
+    seeds: int
+    at: tuple[float, ...]
+    ahead: str | None  # where the hybrid is: above, below, everywhere, nowhere; none: it varies
+    interval: tuple[float, float] | None
+
+    @property
+    def mean(self) -> float:
+        """Geometric, as costs are compared by their ratios."""
+        return math.exp(sum(map(math.log, self.at)) / len(self.at))
+
+    def in_words(self, unit: str) -> str:
+        """The finding, with its cost in that unit."""
+        who = f"{self.hybrid} against {self.pure}, {self.metric}"
+        if self.ahead in ("everywhere", "nowhere"):
+            leader = "hybrid" if self.ahead == "everywhere" else "pure stem"
+            return f"{who}: no crossover; the {leader} is ahead at every cost and seed"
+        if len(self.at) < self.seeds or self.ahead is None:
+            return f"{who}: no one crossover ({len(self.at)} of {self.seeds} seeds cross once)"
+        interval = "" if self.interval is None else " [{:.3g}, {:.3g}]".format(*self.interval)
+        return (
+            f"{who}: cross at {self.mean:.3g} {unit}{interval}, n = {self.seeds}; "
+            f"the hybrid is ahead {self.ahead}"
+        )
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the (cost, result) points that none beats in both, by rising cost."""
+    best, found = -math.inf, []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[i][1] > best:
+            best = points[i][1]
+            found.append(i)
+    return found
+
+
+def crossovers(comparisons: Iterable[Comparison], cost: Cost) -> list[Crossover]:
+    """Of each hybrid and pure stem that are compared at two or more costs.
+
+    Curves are straight between their points over the logarithm of the cost.
+    """
+    groups: dict[str, list[Comparison]] = {}
+    for c in comparisons:
+        if c.kind == "stem" and c.seeds:
+            groups.setdefault(_family(c), []).append(c)
+    found = (_crossover(group, cost) for group in groups.values() if len(group) > 1)
+    return [crossover for crossover in found if crossover is not None]
+
+
+def matched(arms: Sequence[Arm], match: str | None) -> str | None:
+    """How equal the arms of a study that matches a cost came out; none where it is not known."""
+    if match not in MATCHED:
+        return None
+    words, cost = MATCHED[match]
+    known = [cost(run) for arm in arms if not arm.is_pixels for run in arm.runs if run.is_complete]
+    values = [x for x in known if x is not None and x > 0]
+    if not values or len(values) < len(known):
+        return None
+    apart = 100 * (max(values) / min(values) - 1)
+    return f"Arms are matched by {words} and came out within {apart:.2g} % of each other"
+
+
+def _family(c: Comparison) -> str:
+    stems = [arm.first.config.get("stem") for arm in (c.arm, c.other)]
+    return json.dumps([stems, c.arm.first.objective, c.metric], sort_keys=True)
+
+
+def _crossover(group: Sequence[Comparison], cost: Cost) -> Crossover | None:
+    seeds = sorted(set.intersection(*(set(c.seeds) for c in group)))
+    metric = group[0].metric
+    at, directions = [], set()
+    for seed in seeds:
+        hybrid = _curve([c.arm for c in group], seed, metric, cost)
+        pure = _curve([c.other for c in group], seed, metric, cost)
+        knots = _knots(hybrid, pure)
+        if not hybrid or not pure or len(knots) < 2:
+            return None
+        ahead = [(x, _at(hybrid, x) - _at(pure, x)) for x in knots]
+        crossings = [
+            (x + (y - x) * a / (a - b), "above" if a < 0 else "below")
+            for (x, a), (y, b) in pairwise(ahead)
+            if (a < 0) != (b < 0)
+        ]
+        if len(crossings) == 1:
+            at.append(crossings[0][0])
+            directions.add(crossings[0][1])
+        elif crossings:
+            directions.add("several")
+        else:
+            directions.add("nowhere" if all(a < 0 for _, a in ahead) else "everywhere")
+    if not seeds:
+        return None
+    is_one = len(directions) == 1 and "several" not in directions
+    interval = mean_interval(at) if is_one and len(at) == len(seeds) else None
+    hybrid_name, pure_name = (
+        f"{part_name(arm.first.config, 'stem')} / {arm.first.objective}"
+        for arm in (group[0].arm, group[0].other)
+    )
+    return Crossover(
+        hybrid_name,
+        pure_name,
+        metric,
+        len(seeds),
+        tuple(math.exp(x) for x in at),
+        directions.pop() if is_one else None,
+        None if interval is None else (math.exp(interval[0]), math.exp(interval[1])),
+    )
+
+
+def _curve(
+    arms: Sequence[Arm], seed: int, metric: str, cost: Cost
+) -> list[tuple[float, float]] | None:
+    """(log cost, result) of one seed by rising cost; none if a cost is unknown or comes twice."""
+    points = []
+    for arm in dict.fromkeys(arms):
+        run = next(r for r in arm.runs if r.seed == seed)
+        spent = cost(run)
+        if spent is None or spent <= 0:
+            return None
+        points.append((math.log(spent), run.results[metric]))
+    points.sort()
+    if any(b[0] - a[0] < SAME_COST for a, b in pairwise(points)):
+        return None
+    return points
+
+
+def _knots(*curves: list[tuple[float, float]] | None) -> list[float]:
+    """All places of points that lie within every curve."""
+    if not all(curves):
+        return []
+    low = max(c[0][0] for c in curves if c)
+    high = min(c[-1][0] for c in curves if c)
+    return sorted({x for c in curves if c for x, _ in c if low <= x <= high})
+
+
+def _at(curve: Sequence[tuple[float, float]], x: float) -> float:
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if x0 <= x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    raise AssertionError(f"{x} lies outside of the curve")
+
+
+def _peta(flops: float | None) -> float | None:
+    return None if flops is None else flops / 1e15

@@ -1,0 +1,163 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_directories import write_run
+from scipy import stats
+
+from hybridvit.report import find_runs, write_report
+from hybridvit.report.arms import Arm, Comparison, compare, group
+from hybridvit.report.cost import COSTS, crossovers, front, matched
+from hybridvit.report.runs import read_run
+
+GFLOPS = COSTS[0][1]
+TITLE = COSTS[0][0]
+
+
+def write_sizes(
+    root: Path, pure: list[list[float]], hybrid: list[list[float]], costs: tuple[float, ...]
+) -> None:
+    """Arms of several sizes: a list of accuracies over seeds for each size."""
+    for stem, sizes, factor in (("linear", pure, 1.0), ("conv", hybrid, 1.0)):
+        for size, (values, cost) in enumerate(zip(sizes, costs, strict=True)):
+            for seed, value in enumerate(values):
+                flops = {"forward": int(1e9 * cost * factor), "backward": int(2e9 * cost * factor)}
+                write_run(
+                    root,
+                    stem,
+                    seed=seed,
+                    results={"test/accuracy": value},
+                    config={"encoder": {"args": {"depth": size + 1}}},
+                    record={"model": {"flops": flops, "patch_local": stem == "linear"}},
+                )
+
+
+def arms_of(root: Path) -> list[Arm]:
+    return group(find_runs([root]))
+
+
+def compared(root: Path) -> list[Comparison]:
+    return compare(arms_of(root))
+
+
+def test_front_by_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        points = [(float(x), float(y)) for x, y in rng.integers(0, 6, (rng.integers(1, 9), 2))]
+        beaten = {p for p in points for q in points if q[0] <= p[0] and q[1] >= p[1] and q != p}
+        found = front(points)
+        assert {points[i] for i in found} == set(points) - beaten
+        assert len(found) == len({points[i] for i in found})
+        assert [points[i][0] for i in found] == sorted(points[i][0] for i in found)
+    assert front([]) == []
+
+
+def test_crossover_of_straight_lines_over_log_cost(tmp_path: Path) -> None:
+    # Pure 0.80, 0.84, 0.88 at 1, 2, 4; hybrid 0.1 steeper through an own crossing for each seed.
+    crossing = [1.7, 2.0, 2.3]
+    costs = (1.0, 2.0, 4.0)
+    pure = [[0.80 + 0.04 * math.log2(c)] * 3 for c in costs]
+    hybrid = [
+        [p[0] + 0.1 * math.log2(c / x) for x in crossing] for c, p in zip(costs, pure, strict=True)
+    ]
+    write_sizes(tmp_path, pure, hybrid, costs)
+    (found,) = crossovers(compared(tmp_path), GFLOPS)
+    assert found.at == pytest.approx(crossing)
+    logs = np.log(crossing)
+    ends = stats.t.interval(0.95, 2, logs.mean(), logs.std(ddof=1) / math.sqrt(3))
+    assert found.interval == pytest.approx(tuple(np.exp(ends)))
+    low, high = np.exp(ends)
+    assert found.in_words(TITLE) == (
+        "conv / supervised against linear / supervised, test/accuracy: cross at "
+        f"{math.exp(logs.mean()):.3g} {TITLE} [{low:.3g}, {high:.3g}], n = 3; "
+        "the hybrid is ahead above"
+    )
+
+
+def test_crossover_of_bent_curves_by_a_fine_grid(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    costs = (1.0, 1.5, 3.0, 7.0)
+    pure = [[float(x) for x in 0.8 + 0.02 * k + 0.002 * rng.normal(size=3)] for k in range(4)]
+    hybrid = [[float(x) for x in 0.74 + 0.04 * k + 0.002 * rng.normal(size=3)] for k in range(4)]
+    hybrid[3] = [x + 0.1 for x in hybrid[3]]
+    write_sizes(tmp_path, pure, hybrid, costs)
+    (found,) = crossovers(compared(tmp_path), GFLOPS)
+    grid = np.linspace(0, math.log(7), 200_001)
+    for seed in range(3):
+        a, b = (np.interp(grid, np.log(costs), [s[seed] for s in side]) for side in (hybrid, pure))
+        (place,) = np.flatnonzero(np.diff(np.sign(a - b)))
+        assert found.at[seed] == pytest.approx(math.exp(grid[place]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("hybrid", "words"),
+    [
+        ([[0.9] * 3, [0.95] * 3], "no crossover; the hybrid is ahead at every cost and seed"),
+        ([[0.7] * 3, [0.75] * 3], "no crossover; the pure stem is ahead at every cost and seed"),
+        ([[0.7, 0.7, 0.9], [0.9, 0.9, 0.95]], "no one crossover (2 of 3 seeds cross once)"),
+        ([[0.7, 0.7, 0.9], [0.9, 0.9, 0.7]], "no one crossover (3 of 3 seeds cross once)"),
+        ([[0.9] * 3, [0.7] * 3], "the hybrid is ahead below"),
+    ],
+)
+def test_no_single_crossover(tmp_path: Path, hybrid: list[list[float]], words: str) -> None:
+    write_sizes(tmp_path, [[0.80] * 3, [0.84] * 3], hybrid, (1.0, 2.0))
+    (found,) = crossovers(compared(tmp_path), GFLOPS)
+    assert found.in_words(TITLE).endswith(words)
+    assert found.interval is None  # crossing at one place for all seeds has no spread, either
+
+
+def test_costs_that_make_no_curve(tmp_path: Path) -> None:
+    write_sizes(tmp_path / "one", [[0.8] * 3], [[0.9] * 3], (1.0,))
+    assert crossovers(compared(tmp_path / "one"), GFLOPS) == []
+    write_sizes(tmp_path / "same", [[0.8] * 3, [0.8] * 3], [[0.7] * 3, [0.9] * 3], (1.0, 1.001))
+    assert crossovers(compared(tmp_path / "same"), GFLOPS) == []
+    for seed in range(3):  # the only sizes that both have are one
+        for stem, depth, cost in (("linear", 1, 1.0), ("conv", 2, 5.0)):
+            model = {"flops": {"forward": int(cost * 1e9)}, "patch_local": stem == "linear"}
+            write_run(tmp_path / "apart", stem, seed=seed, results={"test/accuracy": 0.5},
+                      record={"model": model}, config={"train": {"epochs": depth}})  # fmt: skip
+    assert crossovers(compared(tmp_path / "apart"), GFLOPS) == []
+
+
+def test_training_flops_are_forward_and_backward_of_all_images(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path, results={"test/accuracy": 0.5}))
+    assert run.training_flops == (2_345_000_000 + 4_690_000_000) * 5000
+    old = read_run(write_run(tmp_path, "conv", record={"model": {"flops": {"forward": 5}}}))
+    assert old.training_flops is None
+
+
+def test_how_equal_matched_arms_came_out(tmp_path: Path) -> None:
+    for stem, images in (("linear", 5000), ("conv", 5010)):
+        write_run(tmp_path, stem, results={"test/accuracy": 0.5}, summary={"images": images})
+    arms = arms_of(tmp_path)
+    assert matched(arms, "images") == (
+        "Arms are matched by images seen and came out within 0.2 % of each other"
+    )
+    assert "training FLOPs" in (matched(arms, "flops") or "")
+    assert matched(arms, None) is None
+    assert matched(arms, "<b>") is None
+    (tmp_path / "plan.json").write_text(json.dumps({"schema": 1, "match": "images"}))
+    page = write_report(find_runs([tmp_path]), tmp_path / "out", title="t").read_text("utf-8")
+    assert "came out within 0.2 % of each other" in page
+
+
+def test_front_and_crossover_are_on_the_page(tmp_path: Path) -> None:
+    write_sizes(
+        tmp_path,
+        [[0.80, 0.81, 0.805], [0.84, 0.842, 0.839]],
+        [[0.79, 0.80, 0.80], [0.88, 0.87, 0.875]],
+        (1.0, 2.0),
+    )
+    page = write_report(find_runs([tmp_path]), tmp_path / "out", title="t")
+    text, markdown = page.read_text("utf-8"), (tmp_path / "out" / "report.md").read_text("utf-8")
+    block = text.split('id="plot-data">')[1].split("</script>")[0]
+    (plot,) = [p for p in json.loads(block) if p["id"] == "plot-cost-test-accuracy"]
+    assert plot["axes"][0]["log"] is True
+    assert plot["axes"][0]["front"]["x"] == [1.0, 2.0]
+    assert plot["axes"][0]["front"]["y"] == pytest.approx([80.5, 87.5])
+    assert "lines" not in plot
+    for where in (text, markdown):
+        assert "Nothing is better and cheaper in forward GFLOPs per image: " in where
+        assert "the hybrid is ahead above" in where
