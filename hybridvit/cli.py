@@ -4,6 +4,7 @@ them, so that `--help` is immediate."""
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import warnings
@@ -71,10 +72,38 @@ def parser() -> argparse.ArgumentParser:
 
     takes_config(add("train", _train, "train a config; started again, go on or say it is done"))
     takes_config(add("describe", _describe, "what a config is and costs, without training"))
+    bench = add("bench", _bench, "how fast a config trains here, and what its steps spend")
+    takes_config(bench)
+    bench.add_argument("--seconds", type=float, default=10.0, help="time to measure")
+    bench.add_argument("--beside-load", action="store_true", help="measure a busy machine, too")
+    bench.add_argument("--json", action="store_true", help="one line of JSON instead of words")
+    profile = add("profile", _profile, "a trace of training steps and their largest costs")
+    takes_config(profile)
+    profile.add_argument("--out", type=Path, default=Path("profile"), help="folder of the trace")
     study = add("study", _study, "run all cells of a study file, then write its report")
     study.add_argument("file", type=Path)
     study.add_argument("overrides", nargs="*", metavar="key.path=value")
     study.add_argument("--out", type=Path, help="folder of the runs (default: runs/<study>)")
+    study.add_argument(
+        "--dry-run", action="store_true", help="show the grid and its costs, run nothing"
+    )
+    study.add_argument(
+        "--probe", action="store_true", help="with --dry-run: time three steps an arm"
+    )
+    study.add_argument(
+        "--only", metavar="PATTERN", help="the cells to run, such as 'resnet-*seed0'"
+    )
+    study.add_argument(
+        "--retry-failed", action="store_true", help="run cells again that failed or diverged"
+    )
+    study.add_argument("--seeds", type=int, metavar="N", help="so many, to extend a study")
+    study.add_argument("--jobs", type=int, metavar="N", help="cells at once (default: as fit)")
+    status = add("status", _status, "how far a study is, and how long it will take")
+    status.add_argument("study", type=Path, help="its file, or its folder below runs/")
+    listed = add("runs", _runs, "list run directories with their sizes, or remove them")
+    listed.add_argument("paths", nargs="*", type=Path, help="run directories or folders of them")
+    listed.add_argument("--remove", action="store_true", help="remove the runs at the paths")
+    listed.add_argument("--yes", action="store_true", help="with --remove: do not ask")
     report = add("report", _report, "table and page from any set of run directories")
     report.add_argument("runs", nargs="+", type=Path, help="run directories, or folders of them")
     report.add_argument("--out", type=Path, default=Path("report"), help="folder of the page")
@@ -83,6 +112,13 @@ def parser() -> argparse.ArgumentParser:
     kinds = "stems, objectives, targets, encoders, datasets, configs"
     listing.add_argument("kind", nargs="?", help=kinds)
     listing.add_argument("--plugin", action="append", default=[], help="module:function or name")
+    check = add("check", _check, "whether a plug-in's parts keep what their contracts promise")
+    check.add_argument("plugin", help="module:function, or the name of an installed entry point")
+    check.add_argument("overrides", nargs="*", metavar="part.key=value")
+    new = add("new", _new, "write a small installable package with a stem and a test that passes")
+    new.add_argument("kind", choices=["stem"])
+    new.add_argument("name", help="of the stem and its module, such as my_stem")
+    new.add_argument("--out", type=Path, default=Path(), help="where its folder goes (default: .)")
     add("doctor", _doctor, "versions, threads, compiler, GPU and disk of this machine")
     return top
 
@@ -116,19 +152,62 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    from hybridvit.studies.grid import read_study, run_study
+    from hybridvit.studies import planner
+    from hybridvit.studies.cells import run_study
+    from hybridvit.studies.executors.local import Local
+    from hybridvit.studies.grid import read_study
 
-    study = read_study(arguments.file, arguments.overrides)
+    if arguments.probe and not arguments.dry_run:
+        raise ValueError("--probe times the arms for --dry-run; give both")
+    study = read_study(arguments.file, arguments.overrides, arguments.seeds)
     out = arguments.out or Path("runs") / study.name
-    failed = run_study(study, out)
+    if arguments.dry_run:
+        print(planner.dry_run(study, out, probe=arguments.probe))
+        return 0
+    executor = Local(study.threads, arguments.jobs)
+    study = planner.plan(study, out)
+    failed = run_study(
+        study, out, only=arguments.only, retry_failed=arguments.retry_failed, executor=executor
+    )
 
     from hybridvit.report import find_runs, text_table, write_report
 
-    runs = find_runs([out / cell.name for cell in study.cells if (out / cell.name).is_dir()])
+    folders = [out / cell.name for cell in study.cells]
+    folders = [folder for folder in folders if (folder / "run.json").is_file()]
+    if not folders:
+        return 1
+    runs = find_runs(folders)
     page = write_report(runs, out, title=study.title, question=study.question, longer=study.longer)
     print(text_table(runs, longer=study.longer))
     print(f"\nreport: {page}")
     return 1 if failed else 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from hybridvit.studies.status import study_status
+
+    print(study_status(arguments.study))
+    return 0
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from hybridvit.studies import directories
+
+    if not arguments.remove:
+        print(directories.listing(arguments.paths or [Path("runs")]))
+        return 0
+    if not arguments.paths:
+        raise ValueError("--remove needs the paths of the runs to remove")
+    found = directories.removable(arguments.paths)
+    print(directories.listing(arguments.paths))
+    if not arguments.yes:
+        if not sys.stdin.isatty():
+            raise ValueError(f"nothing removed; --yes removes these {len(found)} without asking")
+        if input(f"remove these {len(found)}? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing removed")
+            return 0
+    directories.remove(found)
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -138,6 +217,27 @@ def _report(arguments: argparse.Namespace) -> int:
     page = write_report(runs, arguments.out, title=arguments.title)
     print(text_table(runs))
     print(f"\nreport: {page}")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from hybridvit import config
+    from hybridvit.engine.bench import bench, bench_text
+
+    loaded = config.load(arguments.config, arguments.overrides)
+    found = bench(loaded, seconds=arguments.seconds, beside_load=arguments.beside_load)
+    print(json.dumps(found) if arguments.json else bench_text(found))
+    return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from hybridvit import config
+    from hybridvit.engine.bench import profile
+
+    for name, share, kind in profile(config.load(arguments.config, arguments.overrides),
+                                     arguments.out):  # fmt: skip
+        print(f"{100 * share:5.1f} %  {name:40} {kind}")
+    print(f"\ntrace: {arguments.out / 'trace.json'} (chrome://tracing or Perfetto)")
     return 0
 
 
@@ -180,6 +280,30 @@ def _listed(registry: Registry[object], name: str) -> str:
         default = "" if p.default is p.empty else f" = {p.default!r}"
         lines.append(f"      {key}: {type_name(p.annotation)}{default}")
     return "\n".join(lines)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from hybridvit.conformance.plugin import check_plugin, table
+
+    def show(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    try:
+        results = check_plugin(arguments.plugin, arguments.overrides, show)
+    finally:
+        show("")
+    print(table(results))
+    return 0 if all(r.passed is not False for r in results) else 1
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from hybridvit.scaffold import new_stem
+
+    name: str = arguments.name
+    folder = new_stem(name, arguments.out)
+    print(f"{folder}\ncd {folder}; hybridvit check {name}:register; hybridvit train {name}.yaml")
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -1,42 +1,35 @@
-"""A study: the grid of axes x seeds, one process a cell, the cores divided between them."""
+"""A study file, read: the grid of axes x seeds as cells, each with its resolved config."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import json
-import multiprocessing
-import os
 import re
-import signal
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-import torch
-from omegaconf import OmegaConf
-from tqdm import tqdm
+from omegaconf import DictConfig, OmegaConf
 
 from hybridvit import build
 from hybridvit import config as configs
 from hybridvit.config import RunConfig
-from hybridvit.engine.runlog import cores
-from hybridvit.registry import fits, suggest
+from hybridvit.registry import fits, suggest, type_name
+from hybridvit.studies.status import study_name
 
-if TYPE_CHECKING:
-    from hybridvit.engine.run import Outcome
-
-POLL_SECONDS = 0.25
+Match = Literal["epochs", "images", "flops", "params", "seconds"]
 KEYS: dict[str, Any] = {
     "title": str,
     "question": str,
     "config": str,
+    "stages": dict[str, Any],
     "axes": dict[str, Any],
+    "include": list[dict[str, Any]],
+    "exclude": list[dict[str, Any]],
     "seeds": list[int],
+    "match": Match,
+    "smallest_difference": float,
     "threads": int,
     "pixels": bool,
     "longer": str | None,
@@ -55,6 +48,17 @@ class Cell:
     config: RunConfig
     arm: dict[str, str]
     kind: str = "train"
+    after: str | None = None  # the cell whose weights it starts from
+
+    @property
+    def label(self) -> str:
+        """The arm in words."""
+        return " / ".join(self.arm.values()) or "all"
+
+    def with_config(self, config: RunConfig) -> Cell:
+        """The same cell under another config, and hence another hash."""
+        name = f"{self.name.rpartition('-')[0]}-{configs.config_hash(config)}"
+        return dataclasses.replace(self, name=name, config=config)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Study:
         question: what is asked, for the report.
         longer: the command that answers what this budget cannot.
         threads: per cell; as many cells run at once as the cores allow.
+        match: the cost that is equal in all arms; none: whatever their configs say.
+        smallest_difference: between arms that would matter, in percentage points, for the report.
     """
 
     name: str
@@ -73,17 +79,30 @@ class Study:
     longer: str | None
     threads: int
     cells: list[Cell] = field(default_factory=list)
+    match: Match | None = None
+    smallest_difference: float | None = None
+
+    def arms(self) -> list[list[Cell]]:
+        """Cells that differ in their seed only, arm by arm, in the order of the file."""
+        found: dict[tuple[str, ...], list[Cell]] = {}
+        for cell in self.cells:
+            if cell.kind == "train":
+                found.setdefault(tuple(cell.arm.values()), []).append(cell)
+        return list(found.values())
 
 
-def read_study(path: Path, overrides: list[str]) -> Study:
+def read_study(path: Path, overrides: list[str], seeds: int | None = None) -> Study:
     """Read a study file and resolve every cell before anything runs.
 
     Args:
+        path: the file, or the folder of a study.yaml.
         overrides: `key.path=value`, laid over the base config of all cells.
+        seeds: how many, instead of the file's: its first ones, or more after them.
 
     Raises:
         ValueError: a bad study file, or a cell whose config is not valid.
     """
+    path = path / "study.yaml" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"no study file {str(path)!r}; experiments/ holds the shipped ones")
     content = configs.read_yaml(path)
@@ -92,162 +111,116 @@ def read_study(path: Path, overrides: list[str]) -> Study:
     base = configs.compose(base_path if base_path.is_file() else configs.find(content["config"]))
     threads = content.get("threads", 1)
     fixed = OmegaConf.create({"train": {"threads": threads}})
-    arms = list(_arms(content["axes"]))
-    cells = []
-    for arm, seed in itertools.product(arms, content.get("seeds", [0, 1, 2])):
-        merged = base
-        for layer in (*arm.values(), configs.dotlist(overrides), fixed, {"seed": seed}):
-            merged = configs.overlay(merged, OmegaConf.create(layer))
-        labels = dict(label.split("=", 1) for label in arm)
-        cells.append(_cell(f"{'-'.join(labels.values())}-seed{seed}", merged, labels))
+    arms = list(_arms(content))
+    if not arms:
+        raise ValueError(f"{path}: include and exclude leave no arm")
+    cells: list[Cell] = []
+    for arm, seed in itertools.product(arms, _seeds(content.get("seeds", [0, 1, 2]), seeds)):
+        over = [configs.dotlist(overrides), fixed, {"seed": seed}]
+        *shared, last = _chain(content, arm, base, over, f"seed{seed}")
+        known = {c.name for c in cells}
+        cells += [*(c for c in shared if c.name not in known), last]
     if content.get("pixels", False):
         plain = configs.overlay(configs.overlay(base, configs.dotlist(overrides)), fixed)
         cells.insert(0, _cell("pixels", plain, {}, "pixels"))
-    _check_distinct(cells)
+    check_distinct(cells)
     return Study(
-        path.parent.name if path.stem == "study" else path.stem,
+        study_name(path),
         content["title"],
         content["question"],
         content.get("longer"),
         threads,
         cells,
+        content.get("match"),
+        content.get("smallest_difference"),
     )
 
 
-def run_study(study: Study, out: Path) -> list[str]:
-    """Run the cells that are not complete; returns the names of those that failed.
+def _chain(
+    content: dict[str, Any], arm: dict[str, Any], base: DictConfig, over: list[Any], seed: str
+) -> list[Cell]:
+    """The cells of an arm and seed: one, or one a stage, each starting from the one before.
+
+    A stage is labelled by the axes that change it or a stage before, so that arms which differ
+    only later share it.
+    """
+    axes, stages = content["axes"], content.get("stages", {})
+    chain: list[Cell] = []
+    for i, stage in enumerate(stages or [None]):
+        later = list(stages)[i + 1 :]
+        labels = {
+            axis: str(value)
+            for axis, value in arm.items()
+            if any(layer.keys() - set(later) for layer in axes[axis].values()) or not later
+        }
+        merged = configs.overlay(base, OmegaConf.create(stages.get(stage, {})))
+        for axis, value in arm.items():
+            layer = axes[axis][value]
+            common = {key: part for key, part in layer.items() if key not in stages}
+            for part in (common, layer.get(stage, {}) if stage else {}):
+                merged = configs.overlay(merged, OmegaConf.create(part))
+        after = chain[-1].name if chain else None
+        for part in (*over, {"init": after} if after else {}):
+            merged = configs.overlay(merged, OmegaConf.create(part))
+        if stage:
+            labels["stage"] = stage
+        chain.append(_cell("-".join([*labels.values(), seed]), merged, labels, after=after))
+    return chain
+
+
+def check_distinct(cells: list[Cell]) -> None:
+    """See that no two cells are one run.
 
     Raises:
-        KeyboardInterrupt: SIGINT or SIGTERM; the running cells have saved.
+        ValueError: two are.
     """
-    waiting = [cell for cell in study.cells if not _is_complete(out / cell.name)]
-    if len(waiting) < len(study.cells):
-        print(f"{len(study.cells) - len(waiting)} of {len(study.cells)} cells are complete")
-    slots = torch.cuda.device_count() or max(1, cores() // study.threads)
-    # Read by every library that starts threads in a cell.
-    os.environ["OMP_NUM_THREADS"] = str(study.threads)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hybridvit.studies.preload"])
-    running: dict[str, ForkServerProcess] = {}
-    failed: list[str] = []
-    with _Status(study, out) as status, _terminable():
-        try:
-            while waiting or running:
-                while waiting and len(running) < slots:
-                    cell = waiting.pop(0)
-                    process = context.Process(target=_run_cell, args=(cell, out))
-                    process.start()
-                    running[cell.name] = process
-                time.sleep(POLL_SECONDS)
-                for name in [n for n, process in running.items() if not process.is_alive()]:
-                    if running.pop(name).exitcode != 0:
-                        failed.append(name)
-                        status.say(f"cell {name} failed: {_error(out / name)}")
-                status.update(list(running))
-        except KeyboardInterrupt:
-            children = multiprocessing.active_children()
-            for child in children:
-                child.terminate()  # it saves and ends
-            for child in children:
-                child.join()
-            status.say("stopped; run the same command again to go on")
-            raise
-    return failed
+    owners: dict[tuple[str, str], str] = {}
+    for cell in cells:
+        key = (configs.config_hash(cell.config), cell.kind)
+        if key in owners:
+            raise ValueError(
+                f"cells {owners[key]} and {cell.name} are the same run; "
+                "an axis value changes nothing, or a seed stands twice"
+            )
+        owners[key] = cell.name
 
 
-class _Status:
-    """A progress bar over the training steps of all cells, or a line a cell without a terminal."""
-
-    def __init__(self, study: Study, out: Path) -> None:
-        self.cells, self.out = study.cells, out
-        self.seen: set[str] = set()
-        self.bar = tqdm(
-            total=len(self.cells),
-            unit="cell",
-            disable=not sys.stderr.isatty(),
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
-        )
-
-    def __enter__(self) -> _Status:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def update(self, running: list[str]) -> None:
-        done = 0.0
-        for cell in self.cells:
-            share = 1.0 if cell.name in self.seen else _share_done(self.out / cell.name, cell)
-            done += share
-            if share == 1.0 and cell.name not in self.seen:
-                self.seen.add(cell.name)
-                if self.bar.disable:
-                    self.say(f"[{len(self.seen)}/{len(self.cells)}] {cell.name}")
-        self.bar.set_description(f"{len(self.seen)}/{len(self.cells)} cells ", refresh=False)
-        self.bar.set_postfix_str(", ".join(running), refresh=False)
-        self.bar.n = done
-        self.bar.refresh()
-
-    def say(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+def _seeds(given: list[int], wanted: int | None) -> list[int]:
+    if wanted is None:
+        return given
+    if wanted < 1:
+        raise ValueError(f"--seeds {wanted} should be at least 1")
+    further = (seed for seed in itertools.count() if seed not in given)
+    return [*given, *itertools.islice(further, max(0, wanted - len(given)))][:wanted]
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that no cell is left behind; and Ctrl-C itself, which a process that
-    was started in the background ignores otherwise."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _arms(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each combination of one value an axis that the constraints leave, as {axis: value}."""
+    axes = content["axes"]
+    include, exclude = content.get("include"), content.get("exclude", [])
+    for combination in itertools.product(*axes.values()):
+        arm = dict(zip(axes, combination, strict=True))
+        wanted = include is None or any(_meets(arm, condition) for condition in include)
+        if wanted and not any(_meets(arm, condition) for condition in exclude):
+            yield arm
 
 
-def _run_cell(cell: Cell, out: Path) -> None:
-    os.setsid()  # a terminal's Ctrl-C is the study's, which then asks each cell once to stop
-    folder = out / cell.name
-    (folder / ".error").unlink(missing_ok=True)
-    try:
-        with _terminable():
-            outcome = _start(cell, folder)
-    except ValueError as error:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".error").write_text(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:  # before or after training, where there is nothing to save
-        sys.exit(130)
-    sys.exit(0 if outcome.status == "complete" else 1)
+def _meets(arm: dict[str, Any], condition: dict[str, Any]) -> bool:
+    """Whether an arm has, on every axis that a condition names, one of its values."""
+    return all(str(arm[axis]) in _listed(values) for axis, values in condition.items())
 
 
-def _start(cell: Cell, folder: Path) -> Outcome:
-    # Imported here, where the fork server has paid for it: the study itself needs neither.
-    from hybridvit.engine.pixels import pixel_baseline
-    from hybridvit.engine.run import train
-
-    if cell.kind == "pixels":
-        return pixel_baseline(cell.config, folder)
-    return train(cell.config, name=cell.name, out=folder, arm=cell.arm, show=False)
+def _listed(values: Any) -> list[str]:
+    return [str(v) for v in (values if isinstance(values, list) else [values])]
 
 
-def _arms(axes: dict[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
-    """Each combination of one value an axis, as {"axis=value": overrides}."""
-    named = [
-        [(f"{axis}={v}", layer) for v, layer in values.items()] for axis, values in axes.items()
-    ]
-    for combination in itertools.product(*named):
-        yield dict(combination)
-
-
-def _cell(name: str, merged: Any, arm: dict[str, str], kind: str = "train") -> Cell:
+def _cell(
+    name: str, merged: Any, arm: dict[str, str], kind: str = "train", after: str | None = None
+) -> Cell:
     try:
         config = configs.validate(configs.to_plain(merged))
         config = build.resolve(config, build.make_parts(config.plugins)[0])
-        return Cell(f"{name}-{configs.config_hash(config)}", config, arm, kind)
+        return Cell(f"{name}-{configs.config_hash(config)}", config, arm, kind, after)
     except ValueError as error:
         raise ValueError(f"cell {name}: {error}") from None
 
@@ -259,15 +232,27 @@ def _check(content: dict[str, Any], path: Path) -> None:
                 f"{path}: unknown key {key!r}{suggest(key, KEYS)}; valid: {', '.join(KEYS)}"
             )
         if not fits(value, KEYS[key]):
-            raise ValueError(f"{path}: {key}={value!r} should be {KEYS[key]}")
+            raise ValueError(
+                f"{path}: {key}={value!r} should be {type_name(KEYS[key]).replace('typing.', '')}"
+            )
     for key in ("title", "question", "config", "axes"):
         if key not in content:
             raise ValueError(f"{path}: needs {key!r}")
+    _check_numbers(content, path)
+    _check_axes(content["axes"], path)
+    _check_stages(content, path)
+    for key in ("include", "exclude"):
+        for condition in content.get(key, []):
+            _check_condition(condition, content["axes"], f"{path}: {key}")
+
+
+def _check_numbers(content: dict[str, Any], path: Path) -> None:
     if content.get("threads", 1) < 1:
         raise ValueError(f"{path}: threads={content['threads']} should be at least 1")
     if not content.get("seeds", [0]):
         raise ValueError(f"{path}: seeds is empty; give at least one, and three for an interval")
-    _check_axes(content["axes"], path)
+    if (smallest := content.get("smallest_difference")) is not None and smallest <= 0:
+        raise ValueError(f"{path}: smallest_difference={smallest} should be points above 0")
 
 
 def _check_axes(axes: dict[str, Any], path: Path) -> None:
@@ -283,42 +268,36 @@ def _check_axes(axes: dict[str, Any], path: Path) -> None:
                 raise ValueError(f"{path}: {axis}={value} should be a set of overrides")
 
 
-def _check_distinct(cells: list[Cell]) -> None:
-    owners: dict[tuple[str, str], str] = {}
-    for cell in cells:
-        key = (configs.config_hash(cell.config), cell.kind)
-        if key in owners:
+def _check_stages(content: dict[str, Any], path: Path) -> None:
+    stages = content.get("stages", {})
+    layers = [layer for values in content["axes"].values() for layer in values.values()]
+    for stage, own in stages.items():
+        if stage in RunConfig.__dataclass_fields__ or not re.fullmatch(r"[\w.+]+", str(stage)):
             raise ValueError(
-                f"cells {owners[key]} and {cell.name} are the same run; "
-                "an axis value changes nothing, or a seed stands twice"
+                f"{path}: stage {stage!r} should have a name of letters, digits and . _ + that is "
+                "no section of a config"
             )
-        owners[key] = cell.name
+        if not all(isinstance(part, dict) for part in (own, *(x.get(stage, {}) for x in layers))):
+            raise ValueError(f"{path}: stage {stage!r} should be a set of overrides")
+    if stages and content.get("match") not in (None, "params"):
+        raise ValueError(
+            f"{path}: match: {content['match']} and stages do not go together; set train.epochs of "
+            "each stage"
+        )
+    if stages and "stage" in content["axes"]:
+        raise ValueError(f"{path}: with stages, no axis may be called 'stage'")
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return record
-
-
-def _is_complete(folder: Path) -> bool:
-    return _record(folder).get("status") == "complete"
-
-
-def _share_done(folder: Path, cell: Cell) -> float:
-    if _is_complete(folder):
-        return 1.0
-    try:
-        last = (folder / "metrics.jsonl").read_text().splitlines()[-1]
-        return min(0.99, float(json.loads(last)["epoch"]) / cell.config.train.epochs)
-    except (OSError, ValueError, IndexError, KeyError):
-        return 0.0
-
-
-def _error(folder: Path) -> str:
-    message = _record(folder).get("error")
-    if message is None and (folder / ".error").is_file():
-        message = (folder / ".error").read_text()
-    return str(message or "its process died; memory, perhaps")
+def _check_condition(condition: dict[str, Any], axes: dict[str, Any], where: str) -> None:
+    for axis, values in condition.items():
+        if axis not in axes:
+            raise ValueError(
+                f"{where}: no axis {axis!r}{suggest(axis, axes)}; there are: {', '.join(axes)}"
+            )
+        known = [str(v) for v in axes[axis]]
+        for value in _listed(values):
+            if value not in known:
+                raise ValueError(
+                    f"{where}: axis {axis!r} has no value {value!r}{suggest(value, known)}; "
+                    f"it has: {', '.join(known)}"
+                )

@@ -1,0 +1,260 @@
+"""How fast a config trains on this machine, what its steps spend, and how far that is from the
+machine's limit."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridvit import build
+from hybridvit.analysis import cost
+from hybridvit.config import RunConfig
+from hybridvit.contracts import Batch
+from hybridvit.engine.fit import clip, micro_batches, wait_for_device
+from hybridvit.engine.run import Session
+from hybridvit.engine.runlog import RunDirectory, cores
+
+WARMUP = 3  # steps that are not counted
+LEAST = 5  # steps that are, however long they take
+BUSY = 0.15  # share of one core that other processes may use
+PHASES = ("data", "forward", "backward", "optimizer")
+WORDS = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "_scaled_mm"),
+    "convolutions": ("conv",),
+    "attention": ("scaled_dot_product", "flash_attention", "softmax"),
+    "normalisation": ("layer_norm", "batch_norm", "group_norm"),
+    "activation functions": ("gelu", "relu", "silu", "tanh", "sigmoid"),
+    "copies and casts": ("copy_", "to", "_to_copy", "clone", "contiguous", "cat"),
+    "optimizer": ("_fused_adamw_", "_fused_sgd_", "_foreach", "optimizer"),
+    "indexing": ("index", "gather", "scatter", "take", "select", "sort"),
+}
+
+
+class Steps:
+    """Training steps of a config, one phase at a time."""
+
+    def __init__(self, config: RunConfig) -> None:
+        parts, _ = build.make_parts(config.plugins)
+        config = build.resolve(config, parts)
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
+        with TemporaryDirectory() as folder:  # nothing is written there
+            session = Session(config, parts, RunDirectory(Path(folder)), show=False)
+        self.session, self.config, self.fabric = session, config, session.fabric
+        model: Any = torch.compile(session.objective) if config.train.compile else session.objective
+        self.objective, self.optimizer = self.fabric.setup(model, session.optimizer)
+        self.objective.train()
+        self.batches = session.loader.batches(0, 2**31)
+        self.step = 0
+
+    def run(self, phase: Callable[[str], None]) -> None:
+        """One step; `phase` is called with the name of what was just done."""
+        self.step += 1
+        batch = next(self.batches)
+        phase("data")
+        for micro in self._micro(batch):
+            loss = self.objective(micro).loss
+            phase("forward")
+            self.fabric.backward(loss / self.config.train.accumulate)
+            phase("backward")
+        clip(self.fabric, self.objective, self.optimizer, self.config.optim.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.session.objective.after_step(self.step)
+        if self.session.average is not None:
+            self.session.average.update_parameters(self.session.objective)
+        phase("optimizer")
+
+    def _micro(self, batch: Batch) -> Iterator[Batch]:
+        return micro_batches(batch, self.config.train.accumulate)
+
+
+def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False) -> dict[str, Any]:
+    """Measure the training steps of a config.
+
+    Returns:
+        images a second (median over steps, with quartiles), milliseconds a step by phase, FLOPs an
+        image, FLOPs a second beside the peak of a matrix product on this device, and memory.
+
+    Raises:
+        ValueError: other processes use the machine, which would be measured instead.
+    """
+    if not beside_load:
+        check_idle()
+    steps = Steps(config)
+    taken: list[dict[str, float]] = []
+    started, count = time.perf_counter(), 0
+    while count < WARMUP + LEAST or time.perf_counter() - started < seconds:
+        spent = _timed(steps)
+        count += 1
+        if count > WARMUP:
+            taken.append(spent)
+        else:
+            started = time.perf_counter()
+    images = steps.config.train.batch_size
+    rates = sorted(images / sum(spent.values()) for spent in taken)
+    spec = steps.session.dataset.spec()
+    micro = images // steps.config.train.accumulate
+    counted = cost.measure(steps.session.objective, spec.image_size, micro)
+    peak = matrix_peak(steps.fabric.device, steps.config.train.precision)
+    forward, backward = counted.forward_flops, counted.backward_flops
+    flops = None if forward is None or backward is None else forward + backward
+    reached = None if flops is None else median(rates) * flops
+    return {
+        "images_per_second": median(rates),
+        "quartiles": [rates[len(rates) // 4], rates[3 * len(rates) // 4]],
+        "steps": len(taken),
+        "batch_size": images,
+        "milliseconds": {p: 1000 * median(spent[p] for spent in taken) for p in PHASES},
+        "flops_per_image": flops,
+        "flops_per_second": reached,
+        "peak_flops_per_second": peak,
+        "share_of_peak": None if reached is None else reached / peak,
+        "memory_bytes": memory_used(steps.fabric.device),
+        "threads": torch.get_num_threads(),
+        "device": device_name(steps.fabric.device),
+    }
+
+
+def _timed(steps: Steps) -> dict[str, float]:
+    spent = dict.fromkeys(PHASES, 0.0)
+    mark = time.perf_counter()
+
+    def phase(name: str) -> None:
+        nonlocal mark
+        wait_for_device()
+        now = time.perf_counter()
+        spent[name] += now - mark
+        mark = now
+
+    steps.run(phase)
+    return spent
+
+
+def matrix_peak(device: torch.device, precision: str) -> float:
+    """FLOPs a second of the best of several large matrix products."""
+    n = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(8):
+        wait_for_device()
+        started = time.perf_counter()
+        _product(a, b)
+        wait_for_device()
+        best = max(best, 2 * n**3 / (time.perf_counter() - started))
+    return best
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b
+
+
+def memory_used(device: torch.device) -> int:
+    """Bytes at the most: allocated on a GPU, else resident of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def device_name(device: torch.device) -> str:
+    """What the numbers hold for."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"CPU, {cores()} cores"
+
+
+def check_idle(seconds: float = 0.5) -> None:
+    """Refuse a machine that others use: one busy neighbour costs many times its share.
+
+    Raises:
+        ValueError: other processes used more than `BUSY` of a core meanwhile.
+    """
+    before, mine = busy_seconds(), time.process_time()
+    time.sleep(seconds)
+    others = (busy_seconds() - before - (time.process_time() - mine)) / seconds
+    if others > BUSY:
+        raise ValueError(
+            f"other processes use {100 * others:.0f} % of a core, which would be measured instead; "
+            "wait for them, or add --beside-load"
+        )
+
+
+def busy_seconds() -> float:
+    """CPU time that all processes have taken since the machine started; 0 where unknown."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return 0.0
+    ticks = [int(field) for field in fields]
+    idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
+    return (sum(ticks[:8]) - idle) / 100
+
+
+def bench_text(found: dict[str, Any]) -> str:
+    """The measurement as lines."""
+    low, high = found["quartiles"]
+    total = sum(found["milliseconds"].values())
+    lines = [
+        f"{found['images_per_second']:,.1f} images/s (quartiles {low:,.1f} to {high:,.1f}), "
+        f"{found['steps']} steps of {found['batch_size']} images on {found['device']}, "
+        f"{found['threads']} threads"
+    ]
+    for phase, spent in found["milliseconds"].items():
+        lines.append(f"  {phase:10} {spent:9.2f} ms  {100 * spent / total:4.1f} %")
+    if found["flops_per_image"] is None:
+        lines.append("FLOPs cannot be counted: the objective's shapes depend on its data")
+    else:
+        lines.append(
+            f"{found['flops_per_image'] / 1e9:.4g} GFLOPs an image, "
+            f"{found['flops_per_second'] / 1e9:,.0f} GFLOP/s: "
+            f"{100 * found['share_of_peak']:.1f} % of a matrix product's "
+            f"{found['peak_flops_per_second'] / 1e9:,.0f}"
+        )
+    lines.append(f"memory at the most {found['memory_bytes'] / 2**30:.2f} GiB")
+    return "\n".join(lines)
+
+
+def profile(config: RunConfig, out: Path, *, count: int = 5) -> list[tuple[str, float, str]]:
+    """Trace a few training steps into `out`/trace.json (for chrome://tracing or Perfetto).
+
+    Returns:
+        the ten largest costs: operator, its share of the time, and what kind of work it is.
+    """
+    steps = Steps(config)
+    for _ in range(WARMUP):
+        steps.run(lambda _: None)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    on_gpu = steps.fabric.device.type == "cuda"
+    if on_gpu:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as trace:
+        for _ in range(count):
+            steps.run(lambda _: None)
+    out.mkdir(parents=True, exist_ok=True)
+    trace.export_chrome_trace(str(out / "trace.json"))
+    time_of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    events = [(e.key, float(getattr(e, time_of))) for e in trace.key_averages()]
+    total = sum(spent for _, spent in events)
+    events.sort(key=lambda event: -event[1])
+    costs = [(name, spent / total, kind_of(name)) for name, spent in events[:10]]
+    (out / "costs.json").write_text(json.dumps(costs, indent=1) + "\n")
+    return costs
+
+
+def kind_of(operator: str) -> str:
+    """What kind of work an operator of torch is, in words."""
+    name = operator.removeprefix("aten::")
+    for kind, marks in WORDS.items():
+        if any(name == mark or (len(mark) > 3 and mark in name) for mark in marks):
+            return kind
+    return "other"

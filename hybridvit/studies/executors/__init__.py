@@ -1,0 +1,45 @@
+"""Where the cells of a study run: one interface, one file a place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call in a process of its own, which says how it went by its exit code. It waits for the
+    job named `after` to end, if that is among those to run.
+
+    `function` can be imported, and `args` pickled, so that any machine may run it. A SIGTERM asks
+    it to save and end.
+    """
+
+    name: str
+    function: Callable[..., None]
+    args: tuple[Any, ...]
+    after: str | None = None
+
+
+class Executor(Protocol):
+    """Runs jobs, several at once."""
+
+    slots: int  # jobs at once
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        *,
+        watch: Callable[[list[str]], None],
+        ended: Callable[[str, int], None],
+    ) -> None:
+        """Run all jobs, whether or not some fail.
+
+        Args:
+            watch: called every fraction of a second with the names of the running jobs.
+            ended: called once for each job, with its exit code (below 0: killed by that signal).
+
+        Raises:
+            KeyboardInterrupt: SIGINT or SIGTERM; the running jobs were asked to end, and did.
+        """

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from hybridvit.studies import status
+from hybridvit.studies.status import Live, Place, State, duration, remaining, state
+
+
+def write(folder: Path, record: dict[str, object] | None, *lines: object) -> Place:
+    folder.mkdir(parents=True)
+    (folder / ".lock").touch()
+    if record is not None:
+        (folder / "run.json").write_text(json.dumps(record))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    return Place(folder, folder.name.rpartition("-")[0], epochs=10.0)
+
+
+LINE = {"epoch": 2.5, "seconds": 30.0, "images_per_second": 100.0}
+
+
+def test_what_a_cell_is_doing_is_read_from_its_directory(tmp_path: Path) -> None:
+    assert state(Place(tmp_path / "none", "a", 1.0)) == State("waiting")
+    running = write(tmp_path / "a-0", {"status": "running"}, LINE, {"epoch": 2.6, "val": 1})
+    with (running.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert state(running) == State("running", 0.25, 30.0, 100.0, None)
+    assert state(running).status == "stopped"  # its process is gone, it will go on
+    bad = write(tmp_path / "b-0", {"status": "diverged", "error": "not finite"}, LINE)
+    assert (state(bad).status, state(bad).error) == ("diverged", "not finite")
+    done = write(tmp_path / "c-0", {"status": "complete"}, LINE)
+    assert state(done).share == 1
+    (done.folder / ".error").write_text("no data")
+    assert state(done) == State("failed", error="no data")
+    half = write(tmp_path / "d-0", {"status": "stopped"}, LINE)
+    with (half.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 5.0, "sec')  # cut off when it was killed
+    assert state(half).share == 0.25
+
+
+def test_time_left_is_that_of_like_cells_shared_by_the_slots(tmp_path: Path) -> None:
+    places = [Place(tmp_path / str(i), label, 1.0) for i, label in enumerate("aabb")]
+    known = [State("complete", 1.0, 40.0), State("running", 0.25, 10.0)]
+    # a: 30 s of 40 left; b is known by a alone, until one of it runs.
+    waiting = [State("waiting")] * 2
+    assert remaining(places, [*known, *waiting], 1) == pytest.approx(30 + 40 + 40)
+    assert remaining(places, [*known, *waiting], 2) == pytest.approx(55)
+    assert remaining(places, [*known, *waiting], 9) == pytest.approx(40)  # no cell is divided
+    b = [State("running", 0.5, 100.0), State("waiting")]
+    assert remaining(places, [*known, *b], 1) == pytest.approx(30 + 100 + 200)
+    assert remaining(places, [State("waiting")] * 4, 1) is None
+    assert remaining(places, [State("diverged", 0.5, 3.0)] * 4, 1) == 0
+
+
+def test_a_terminal_is_drawn_anew_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(status.sys, "stderr", screen)
+    monkeypatch.setattr(status, "REDRAW_SECONDS", 0.0)
+    monkeypatch.setenv("COLUMNS", "40")
+    places = [write(tmp_path / f"a-{i}", {"status": "running"}, LINE) for i in range(2)]
+    live = Live(places, 2)
+    live.update(["a-0", "a-1"])
+    first = screen.getvalue()
+    assert first.count("\n") == 5  # summary, headings, rule, two cells
+    assert max(map(len, first.splitlines())) < 40  # a wrapped line would break going up
+    live.update(["a-0"])
+    assert screen.getvalue()[len(first) :].startswith("\x1b[5F\x1b[J")
+    live.clear()
+    assert screen.getvalue().endswith("\x1b[4F\x1b[J")
+
+
+def test_durations_read_as_one_says_them() -> None:
+    said = {0.25: "0.25 s", 4: "4 s", 59.7: "60 s", 130: "2 min 10 s", 11_100: "3 h 05 min"}
+    assert {s: duration(s) for s in said} == said
+
+
+def test_no_study_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no study was started in"):
+        status.study_status(tmp_path)
+    (tmp_path / "plan.json").write_text('{"cells": [{}]}')
+    with pytest.raises(ValueError, match="is broken"):
+        status.study_status(tmp_path)
