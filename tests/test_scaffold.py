@@ -70,10 +70,10 @@ def test_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         ("../evil", "'../evil' cannot name"),
         ("class", "'class' cannot name"),
         ("linear", "is a built-in stem; choose another name, such as my_linear"),
-        ("json", "is a module already"),
-        ("torch", "is a module already"),
-        ("hybridvit", "is a module already"),
-        ("sys", "is a module already (built-in)"),
+        ("json", "is a Python module already"),
+        ("torch", "is a Python module already"),
+        ("hybridvit", "is a Python module already"),
+        ("sys", "is a Python module already (built-in)"),
     ],
 )
 def test_bad_names_are_refused_in_one_line(

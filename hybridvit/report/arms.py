@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any, Literal
 
 from hybridvit.report.runs import Run, part_name
@@ -121,7 +123,7 @@ def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
     The seed is left out, and so is the data root, which is where and not what the data are.
     """
-    flat = [_flatten(run.config) for run in runs]
+    flat = [_settings(run) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     rows = {key: [config.get(key) for config in flat] for key in keys}
     return {
@@ -148,14 +150,15 @@ def _stem_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
     """(hybrid, pure) arms whose configs differ in the stem only.
 
     Arms without such a partner may be paired across training lengths, because a study that matches
-    FLOPs or seconds sets them by stem; a caveat then says so.
+    FLOPs or seconds sets them by stem; a caveat then says so. So may arms that started from runs
+    with their own stem.
     """
     pairs = _pairs_by(arms, leave_out=("stem",))
     paired = {id(arm) for pair in pairs for arm in pair}
     rest = [arm for arm in arms if id(arm) not in paired]
     return pairs + [
         (hybrid, pure)
-        for hybrid, pure in _pairs_by(rest, leave_out=("stem", *BUDGET))
+        for hybrid, pure in _pairs_by(rest, leave_out=("stem", "init", *BUDGET))
         if _differing_axes(hybrid.first, pure.first) <= 1
     ]
 
@@ -185,7 +188,7 @@ def _config_key(run: Run, leave_out: tuple[str, ...]) -> str:
     left = ("seed", "data.args.root", *leave_out)
     flat = {
         key: value
-        for key, value in _flatten(run.config).items()
+        for key, value in _settings(run).items()
         if not any(key == k or key.startswith(k + ".") for k in left)
     }
     return _canonical([run.section("code").get("results_version"), sorted(flat.items())])
@@ -215,6 +218,14 @@ def _short_label(run: Run) -> str:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else _canonical(value)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """A run's config by dotted key; the run that it started from without the seed of that."""
+    flat = _flatten(run.config)
+    if isinstance(flat.get("init"), str):
+        flat["init"] = re.sub(r"-seed-?\d+(-[0-9a-f]{8})?$", "", PurePath(flat["init"]).name)
+    return flat
 
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:

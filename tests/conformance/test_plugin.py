@@ -6,12 +6,14 @@ import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from failing import failures
 from torch import Tensor, nn
 
 from hybridvit.cli import main
-from hybridvit.conformance import StemConformance
+from hybridvit.conformance import ObjectiveConformance, StemConformance
 from hybridvit.conformance.plugin import Result, check_part, checks_of, table
 from hybridvit.contracts import Stem, Tokens
 from hybridvit.stems.linear import LinearStem
@@ -187,6 +189,29 @@ def test_the_table_counts_what_ran() -> None:
         "stem a\n  pass  builds\n  FAIL  copy    why\n\nstem b\n  -             not checked\n\n"
         "1 of 2 checks pass"
     )
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def example(page: str, name: str) -> Any:
+    """A class from the first Python block of a page that has it, without its `register`."""
+    blocks = (ROOT / page).read_text().split("```python\n")[1:]
+    code = next(b for b in blocks if f"class {name}(" in b).split("```")[0]
+    names: dict[str, Any] = {}
+    exec("from torch import nn; import torch.nn.functional as F", names)
+    exec("from __future__ import annotations\nfrom hybridvit.contracts import *\n" + code, names)
+    sys.modules["example"] = type(sys)("example")
+    vars(sys.modules["example"]).update(names)
+    names[name].__module__ = "example"
+    return names[name]
+
+
+def test_the_examples_of_the_pages_pass() -> None:
+    stem = example("CONTRIBUTING.md", "SpaceToDepth")
+    assert failures(StemConformance, stem, slow=False) == {}
+    objective = example("docs/own-stem.md", "Brightness")
+    assert failures(ObjectiveConformance, objective, slow=False) == {}
 
 
 def linear(*, dim: int) -> Stem:

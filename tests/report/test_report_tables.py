@@ -212,6 +212,27 @@ def test_seeds_and_data_roots_make_no_arm(tmp_path: Path) -> None:
     assert [r.seed for r in arm.runs] == [0, 1]
 
 
+def test_runs_that_started_from_runs_of_their_seed_and_stem(tmp_path: Path) -> None:
+    for stem in ("linear", "conv"):
+        for start in ("mae", "simmim"):
+            for seed in (0, 1):
+                write_run(
+                    tmp_path,
+                    stem,
+                    seed=seed,
+                    config={"init": f"runs/s/{start}-{stem}-seed{seed}-0123456{seed}"},
+                    record={"arm": {"stem": stem, "start": start}},
+                    folder=f"{stem}-{start}-{seed}",
+                )
+    arms = group(find_runs([tmp_path]))
+    assert sorted([r.seed for r in arm.runs] for arm in arms) == [[0, 1]] * 4
+    pairs = [(c.arm.first.arm, c.other.first.arm) for c in compare(arms)]
+    assert sorted((a["stem"], b["stem"], a["start"], b["start"]) for a, b in pairs) == [
+        ("conv", "linear", "mae", "mae"),
+        ("conv", "linear", "simmim", "simmim"),
+    ]
+
+
 def test_pixel_baselines_have_their_own_rows(tmp_path: Path) -> None:
     write_pair(tmp_path)
     results = {"test/logistic_regression": 0.91, "test/knn": 0.97}
