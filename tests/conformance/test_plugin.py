@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,23 +195,24 @@ def test_the_table_counts_what_ran() -> None:
 ROOT = Path(__file__).parents[2]
 
 
-def example(page: str, name: str) -> Any:
+def example(monkeypatch: pytest.MonkeyPatch, page: str, name: str) -> Any:
     """A class from the first Python block of a page that has it, without its `register`."""
     blocks = (ROOT / page).read_text().split("```python\n")[1:]
     code = next(b for b in blocks if f"class {name}(" in b).split("```")[0]
     names: dict[str, Any] = {}
     exec("from torch import nn; import torch.nn.functional as F", names)
     exec("from __future__ import annotations\nfrom hybridvit.contracts import *\n" + code, names)
-    sys.modules["example"] = type(sys)("example")
-    vars(sys.modules["example"]).update(names)
+    module = types.ModuleType("example")  # where the registry looks types up
+    vars(module).update(names)
+    monkeypatch.setitem(sys.modules, "example", module)
     names[name].__module__ = "example"
     return names[name]
 
 
-def test_the_examples_of_the_pages_pass() -> None:
-    stem = example("CONTRIBUTING.md", "SpaceToDepth")
+def test_the_examples_of_the_pages_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    stem = example(monkeypatch, "CONTRIBUTING.md", "SpaceToDepth")
     assert failures(StemConformance, stem, slow=False) == {}
-    objective = example("docs/own-stem.md", "Brightness")
+    objective = example(monkeypatch, "docs/own-stem.md", "Brightness")
     assert failures(ObjectiveConformance, objective, slow=False) == {}
 
 

@@ -220,6 +220,7 @@ def test_runs_that_started_from_runs_of_their_seed_and_stem(tmp_path: Path) -> N
                     tmp_path,
                     stem,
                     seed=seed,
+                    results={"test/accuracy": 0.9},
                     config={"init": f"runs/s/{start}-{stem}-seed{seed}-0123456{seed}"},
                     record={"arm": {"stem": stem, "start": start}},
                     folder=f"{stem}-{start}-{seed}",
