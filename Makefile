@@ -10,7 +10,7 @@ demo: $(SETUP)
 	$(BIN)/hybridvit study experiments/0000-digits/study.yaml
 
 test: $(SETUP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 lint: $(SETUP)
 	$(BIN)/ruff check .

@@ -12,7 +12,8 @@ from hybridvit import build
 from hybridvit.config import PartConfig, RunConfig
 from hybridvit.contracts import Batch, DataSpec, Objective
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# One thread a worker where several share the cores: more would wait for each other.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 TINY_ENCODER = {"dim": 16, "depth": 2, "heads": 2}
 

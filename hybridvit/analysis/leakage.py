@@ -153,7 +153,7 @@ def _changes(probe: Stem, images: Tensor, places: list[int], generator: torch.Ge
     """(K, N) change of each token of the first image when a place's pixels become noise."""
     p, columns = probe.patch_px, images.shape[-1] // probe.patch_px
     with _same_draws(images.device):
-        before: Tensor = probe(images).x[0]
+        before: Tensor = copy.deepcopy(probe)(images).x[0]  # its state may move in training
     changes = []
     for place in places:
         top, left = place // columns * p, place % columns * p
@@ -161,7 +161,7 @@ def _changes(probe: Stem, images: Tensor, places: list[int], generator: torch.Ge
         noise = torch.randn((3, p, p), generator=generator).to(images)  # as normalised pixels are
         edited[0, :, top : top + p, left : left + p] = noise
         with _same_draws(images.device):
-            after: Tensor = probe(edited).x[0]
+            after: Tensor = copy.deepcopy(probe)(edited).x[0]
         change = (after - before).norm(dim=-1) / before.norm(dim=-1)
         change = change.nan_to_num(1).clamp(max=1)
         changes.append(change.masked_fill((after == before).all(dim=-1), 0))  # 0 / 0 among them
@@ -205,7 +205,8 @@ def _squared_gradient(
 
 def _predict(probe: Objective, batch: Batch, images: Tensor) -> Prediction | None:
     with _same_draws(images.device):
-        return probe.predict(replace(batch, images=images))
+        # A copy: statistics that move in training mode would look like hidden pixels.
+        return copy.deepcopy(probe).predict(replace(batch, images=images))
 
 
 def _differ(a: Tensor, b: Tensor) -> Tensor:

@@ -7,12 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hybridvit.conformance.objectives import (
-    SETTINGS,
-    ObjectiveConformance,
-    check_loss,
-    check_metrics,
-)
+from hybridvit.conformance.objectives import SETTINGS, ObjectiveConformance
+from hybridvit.conformance.outputs import check_loss, check_metrics
 from hybridvit.conformance.suite import (
     Suite,
     batch,

@@ -66,7 +66,7 @@ class Fill(nn.Module):
             return total / (~where).sum(dim=(2, 3), keepdim=True).clamp(min=1)
         if self.kind == "noise":
             u = draws.uniform(key, _NOISE, images[0].numel()).view(images.shape)
-            return self.mean + self.std * (u - 0.5) * 12**0.5
+            return (self.mean + self.std * (u - 0.5) * 12**0.5).clamp(0, 1)
         return self.mean
 
 

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import make_batch
+from conftest import make_batch, make_objective
 from torch import Tensor, nn
 
 from hybridvit.analysis.leakage import Leakage, _places, leakage, mixing
@@ -503,3 +503,13 @@ def test_the_objective_and_the_random_state_stay_as_they_are() -> None:
     assert not objective.training
     assert all(torch.equal(before[k], v) for k, v in objective.state_dict().items())
     assert all(p.grad is None for p in objective.parameters())
+
+
+def test_state_that_moves_in_training_is_no_leak() -> None:
+    made = make_objective("mae", "linear", decoder_dim=16, decoder_depth=1, decoder_heads=2)
+    torch.nn.utils.parametrizations.spectral_norm(made.model.stem.proj)
+    found = leakage(made, make_batch(2), training=True)
+    assert found is not None
+    assert found.is_zero
+    stem = made.model.stem
+    assert mixing(stem, torch.randn(1, 3, 16, 16), training=True).moved == 1 / 16

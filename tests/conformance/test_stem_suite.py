@@ -468,7 +468,8 @@ def test_what_they_are_derived_from_passes(good: type[Stem]) -> None:
 
 @pytest.mark.parametrize("name", sorted(STEMS))
 def test_built_in_stems_pass(name: str) -> None:
-    assert failures(StemConformance, STEMS[name], **STEM_ARGS[name]) == {}
+    # tests/objectives/test_compile.py compiles them.
+    assert failures(StemConformance, STEMS[name], slow=False, **STEM_ARGS[name]) == {}
 
 
 @pytest.mark.parametrize("name", ["resnet", "conv"])
