@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import make_batch, make_objective
+from conftest import STEM_ARGS, make_batch, make_objective
 
 from hybridvit.contracts import Batch, Tokens
 from hybridvit.objectives.masked_patch import MaskedPatch
@@ -77,6 +77,18 @@ def test_every_parameter_gets_a_gradient(stem: str, target: str, channels: int) 
     without = [n for n, p in trained if p.grad is None or not p.grad.any()]
     # No class token is read, but the patches attend to it.
     assert without == []
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("stem", sorted(STEM_ARGS))
+def test_every_target_with_every_stem(stem: str, target: str) -> None:
+    objective = make_objective("masked_patch", stem, target=target)
+    output = objective(make_batch(4))
+    assert torch.isfinite(output.loss)
+    output.loss.backward()
+    prediction = objective.predict(make_batch(4))
+    assert prediction is not None
+    assert prediction.outputs.shape == (4, 8, objective.target.outputs)
 
 
 def test_pictures_show_predictions_in_place() -> None:
