@@ -284,7 +284,15 @@ def modules_after(arguments: list[str], names: tuple[str, ...]) -> list[str]:
 
 
 def test_commands_import_only_what_they_need() -> None:
-    heavy = ("torch", "timm", "torchvision", "lightning_fabric", "sklearn", "scipy")
+    heavy = (
+        "torch",
+        "timm",
+        "torchvision",
+        "lightning_fabric",
+        "sklearn",
+        "scipy",
+        "torch._dynamo",
+    )
     assert modules_after(["--help"], (*heavy, "omegaconf", "numpy", "yaml")) == []
     assert modules_after(["list"], heavy) == ["torch"]
 

@@ -1,0 +1,17 @@
+"""What stays outside of compiled graphs. Importing this takes a second, for torch's compiler:
+objectives import it when they are made, and `hybridvit list` does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def outside(function: Callable[..., T], *args: object) -> T:
+    """`function(*args)`, where the graph ends."""
+    return function(*args)
