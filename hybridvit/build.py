@@ -143,7 +143,7 @@ def check_stem(
     """
     try:
         tokens = copy.deepcopy(stem).to("meta").eval()(torch.empty(1, 3, *size, device="meta"))
-    except RuntimeError as error:  # NotImplementedError is one
+    except RuntimeError as error:  # what meta tensors refuse; all else is raised again
         if "meta" not in str(error).lower():
             raise
         return  # shapes that depend on values show only in training

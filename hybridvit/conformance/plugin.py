@@ -80,7 +80,7 @@ def added_parts(plugin: str) -> dict[str, dict[str, Callable[..., Any]]]:
         after, _ = build.make_parts([plugin])
     except ValueError:
         raise
-    except Exception as error:
+    except Exception as error:  # a stranger's module may raise anything when it is imported
         raise ValueError(f"plug-in {plugin!r} cannot be loaded ({reason_of(error)})") from error
     before, _ = build.make_parts([])
     added = {kind: _difference(kind, after, before) for kind in KINDS}

@@ -49,7 +49,7 @@ def on(where: str) -> Iterator[None]:
     """Failures inside say where."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # nothing is lost: it is raised again with the place before it
         raise Failure(f"{where}: {reason_of(error)}") from error
 
 
@@ -229,7 +229,7 @@ def check_meta(run: Callable[[], object]) -> str:
     """A note where shapes alone do not tell the cost; a failure where the code assumes a device."""
     try:
         run()
-    except RuntimeError as error:  # NotImplementedError is one
+    except RuntimeError as error:  # what meta tensors refuse; all else is raised again
         text = reason_of(error)
         require(
             "expected device" not in text,
@@ -270,7 +270,7 @@ def check_copy(original: nn.Module, look: Callable[[Any], Tensor]) -> None:
     """copy.deepcopy gives a module of its own, also after a backward pass."""
     try:
         copied = copy.deepcopy(original)
-    except RuntimeError as error:
+    except RuntimeError as error:  # what torch raises for tensors that carry a graph
         raise Failure(
             f"cannot be copied after a backward pass ({reason_of(error)}), as moving averages and "
             "teachers are: keep no tensor with a graph as an attribute"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hybridvit import draws
 from hybridvit.contracts import Batch, DataSpec, Prediction, Stem, StepOutput, Target, Tokens
+from hybridvit.objectives.masking import Masking, kept
 from hybridvit.patches import patchify, take, unpatchify
+
+if TYPE_CHECKING:
+    from hybridvit.encoder.model import HybridViT
 
 FillKind = Literal["mean", "visible_mean", "noise", "learned", "none"]
 _NOISE = draws.stream("hiding.noise")
@@ -68,6 +72,24 @@ class Fill(nn.Module):
             u = draws.uniform(key, _NOISE, images[0].numel()).view(images.shape)
             return (self.mean + self.std * (u - 0.5) * 12**0.5).clamp(0, 1)
         return self.mean
+
+
+class Shown(NamedTuple):
+    """What is left of a batch once patches are hidden."""
+
+    hidden: Tensor  # (B, h, w) bool
+    seen: Tensor  # (B, 3, H, W), the images that entered the stem
+    tokens: Tokens  # of the K visible patches, (B, K, D)
+    where: Tensor  # (B, M) int64, positions of the hidden patches
+
+
+def show(model: HybridViT, batch: Batch, masking: Masking, fill: Fill) -> Shown:
+    """Hide patches of each image before the stem; tokens of those that are left."""
+    hidden = masking.draw(batch.key)
+    keep = kept(hidden, hidden[0].numel() - masking.hidden)
+    seen = fill(batch.images, hidden, batch.key)
+    tokens = model.tokens(seen, ~hidden if fill.protects else None, keep)
+    return Shown(hidden, seen, tokens, kept(~hidden, masking.hidden))
 
 
 def as_pixels(patches: Tensor, images: Tensor) -> Tensor:

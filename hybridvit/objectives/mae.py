@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from hybridvit.contracts import Batch, DataSpec, Objective, Prediction, StepOutput, Tokens
 from hybridvit.encoder.model import Encoder
 from hybridvit.encoder.positions import sincos_2d
-from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score, with_mask_tokens
-from hybridvit.objectives.masking import Mask, Masking, kept
+from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score, show, with_mask_tokens
+from hybridvit.objectives.masking import Mask, Masking
 from hybridvit.patches import take
 from hybridvit.targets.pixels import PixelTarget
 
@@ -93,15 +93,10 @@ class MAE(Objective):
 
     def predict(self, batch: Batch) -> Prediction:
         """Hide patches and reconstruct them."""
-        hidden = self.masking.draw(batch.key)
-        count = hidden[0].numel() - self.masking.hidden
-        keep, index = kept(hidden, count), kept(~hidden, self.masking.hidden)
-        seen = self.fill(batch.images, hidden, batch.key)
-        visible = ~hidden if self.fill.protects else None
-        tokens = self.model.tokens(seen, visible, keep)
+        hidden, seen, tokens, where = show(self.model, batch, self.masking, self.fill)
         decoded = self.decode(self.model.encoder(tokens), tokens)
-        outputs = self.decoder_pred(take(decoded, index))
-        return Prediction(hidden, seen, tokens.x, outputs, index)
+        outputs = self.decoder_pred(take(decoded, where))
+        return Prediction(hidden, seen, tokens.x, outputs, where)
 
     def decode(self, z: Tensor, tokens: Tokens) -> Tensor:
         """Encoded tokens (B, P + K, D) at the places of `tokens` to all patches (B, N, decoder

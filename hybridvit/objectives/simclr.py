@@ -94,5 +94,6 @@ def _masks_of_ones() -> AbstractContextManager[None]:
     option = "meta_nonzero_assume_all_nonzero"
     if not hasattr(fx_config, option):  # torch may drop it; the cost is then unknown
         return nullcontext()
+    # torch gives its config modules `patch` at run time, where mypy cannot see it.
     patched: AbstractContextManager[None] = fx_config.patch(option, True)  # type: ignore[attr-defined]
     return patched

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hybridvit.contracts import Batch, DataSpec, Objective, Prediction, StepOutput, Tokens
-from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score, with_mask_tokens
-from hybridvit.objectives.masking import Mask, Masking, kept
+from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score, show, with_mask_tokens
+from hybridvit.objectives.masking import Mask, Masking
 from hybridvit.patches import take
 from hybridvit.targets.pixels import PixelTarget
 
@@ -53,15 +53,10 @@ class SimMIM(Objective):
 
     def predict(self, batch: Batch) -> Prediction:
         """Hide patches and predict them."""
-        hidden = self.masking.draw(batch.key)
-        count = hidden[0].numel() - self.masking.hidden
-        keep, index = kept(hidden, count), kept(~hidden, self.masking.hidden)
-        seen = self.fill(batch.images, hidden, batch.key)
-        visible = ~hidden if self.fill.protects else None
-        tokens = self.model.tokens(seen, visible, keep)
+        hidden, seen, tokens, where = show(self.model, batch, self.masking, self.fill)
         x = with_mask_tokens(tokens, self.mask_token)
         z = self.model.encoder(Tokens(x, tokens.grid))[:, self.model.encoder.prefix :]
-        return Prediction(hidden, seen, x, self.decoder(take(z, index)), index)
+        return Prediction(hidden, seen, x, self.decoder(take(z, where)), where)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

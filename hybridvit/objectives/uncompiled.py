@@ -11,7 +11,7 @@ import torch
 T = TypeVar("T")
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
 def outside(function: Callable[..., T], *args: object) -> T:
     """`function(*args)`, where the graph ends."""
     return function(*args)

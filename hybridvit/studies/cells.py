@@ -119,7 +119,7 @@ def run_cell(cell: Cell, out: Path) -> None:
             outcome = pixel_baseline(config, folder)
         else:
             outcome = train(config, name=cell.name, out=folder, arm=cell.arm, show=False)
-    except Exception as error:
+    except Exception as error:  # whatever ends a cell must not end the study; it is shown as failed
         is_mistake = isinstance(error, ValueError)
         kind = "" if is_mistake else f"{type(error).__name__}: "
         (folder / ERROR).write_text(f"{kind}{error}")
