@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from hybridvit.config import RunConfig
 from hybridvit.contracts import Batch, Objective
 from hybridvit.data.loader import TrainLoader
 from hybridvit.engine.optim import schedule
+from hybridvit.engine.signals import stop_signals
 
 
 class Diverged(Exception):
@@ -227,20 +227,3 @@ def wait_for_device() -> None:
     """Let a GPU finish what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[str]]:
-    """A list that receives the name of a SIGINT or SIGTERM; a second one ends the process."""
-    received: list[str] = []
-
-    def note(number: int, _frame: object) -> None:
-        received.append(signal.Signals(number).name)
-        signal.signal(number, signal.default_int_handler)
-
-    handlers = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -37,6 +37,7 @@ from hybridvit.engine.init import start_from
 from hybridvit.engine.optim import make_optimizer
 from hybridvit.engine.pictures import write_rows
 from hybridvit.engine.runlog import RunDirectory, check_same_data, check_same_run, new_record
+from hybridvit.engine.signals import terminable
 from hybridvit.evaluation import probes
 from hybridvit.evaluation.accuracy import accuracy, predictions
 from hybridvit.registry import Parts
@@ -75,7 +76,7 @@ def train(
     parts, plugins = build.make_parts(config.plugins)
     config = build.resolve(config, parts)
     directory = RunDirectory(out or Path("runs") / f"{name}-{config_hash(config)}")
-    with directory.locked():
+    with terminable(), directory.locked():
         before = directory.read_record()
         check_same_run(directory, before, config_hash(config))
         if before and before["status"] == "complete":
@@ -95,9 +96,13 @@ def train(
             record["init"] = session.init
         if before:
             check_same_data(directory, before, record)
-        directory.write_record(record)  # first: it makes the directory a run's
-        directory.write_config(resolved(config))
-        return session.run(record)
+        try:
+            with directory.open_record(record):  # first: it makes the directory a run's
+                directory.write_config(resolved(config))
+                return session.run(record)
+        except KeyboardInterrupt:  # the last checkpoint, if there is one, has everything
+            again = "run the same command again to go on"
+            return Outcome(directory.path, "stopped", f"stopped by a signal; {again}")
 
 
 # Fabric's notes on precision and devices are in the record; warnings still show.
@@ -163,10 +168,6 @@ class Session:
             self._close(record, "stopped", str(stopped))
             again = "run the same command again to go on"
             return Outcome(self.directory.path, "stopped", f"{stopped}; saved, {again}")
-        except KeyboardInterrupt:  # while evaluating: the last checkpoint has everything
-            self._close(record, "stopped", "stopped outside of training")
-            again = "run the same command again to go on"
-            return Outcome(self.directory.path, "stopped", f"stopped by SIGINT; {again}")
         except Diverged as diverged:
             self._close(record, "diverged", str(diverged))
             return Outcome(
@@ -174,12 +175,11 @@ class Session:
                 "diverged",
                 f"{diverged}; try a lower optim.lr, optim.clip_norm or train.precision=fp32",
             )
-        except BaseException as error:
-            self._close(record, "failed", f"{type(error).__name__}: {error}")
-            raise
         finally:
             if self.bar is not None:
                 self.bar.close()
+            if self.tensorboard is not None:
+                self.tensorboard.close()
         self.directory.write_summary(
             {
                 "steps": progress.step,
@@ -392,8 +392,6 @@ class Session:
 
     def _close(self, record: dict[str, Any], status: str, error: str | None) -> None:
         self.directory.write_record({**record, "status": status, "error": error})
-        if self.tensorboard is not None:
-            self.tensorboard.close()
 
 
 def _sentence(results: dict[str, float]) -> str:

@@ -81,6 +81,20 @@ class RunDirectory:
         """Replace run.json."""
         self._replace("run.json", json.dumps(record, indent=1))
 
+    @contextmanager
+    def open_record(self, record: dict[str, Any]) -> Iterator[None]:
+        """run.json says `running` meanwhile, and how it ended where that was early: `stopped` by
+        a signal or `failed`. What ends as it should writes its own last record."""
+        try:
+            self.write_record(record)
+            yield
+        except BaseException as error:
+            end = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            if isinstance(error, KeyboardInterrupt):
+                end = {"status": "stopped", "error": "stopped outside of training"}
+            self.write_record({**record, **end})
+            raise
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Replace config.yaml by the resolved config."""
         self._replace("config.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -130,6 +130,26 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_piece(
     )
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "where", ["hybridvit.engine.run.fit", "hybridvit.engine.run.Session.final_results"]
+)
+def test_a_signal_outside_of_training_closes_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
+) -> None:
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(5)  # the handler runs before it is over
+
+    monkeypatch.setattr(where, interrupt)
+    outcome = train(load(), name="a", out=tmp_path / "a", show=False)
+    assert outcome.status == read(outcome.path, "run.json")["status"] == "stopped"
+    assert "run the same command again to go on" in outcome.message
+    assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+
 def test_ctrl_c_in_a_terminal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 
 import torch
 
 from hybridvit.engine.runlog import cores
+from hybridvit.engine.signals import terminable
 from hybridvit.studies.executors import Job
 
 POLL_SECONDS = 0.25
@@ -83,22 +82,6 @@ class Local:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(i) for i in range(self.gpus)]
         return names[slot % self.gpus]
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that no job is left behind; and Ctrl-C itself, which a process that
-    was started in the background ignores otherwise."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _ready(waiting: Sequence[Job], running: Sequence[str]) -> Job | None:

@@ -1,0 +1,38 @@
+"""SIGINT and SIGTERM ask for an end that saves."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+ASKING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[str]]:
+    """A list that receives the name of a SIGINT or SIGTERM; a second one ends the process."""
+    received: list[str] = []
+
+    def note(number: int, _frame: object) -> None:
+        received.append(signal.Signals(number).name)
+        signal.signal(number, signal.default_int_handler)
+
+    before = {s: signal.signal(s, note) for s in ASKING}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, so that no record stays open and no job is left behind; and Ctrl-C
+    itself, which a process that was started in the background ignores otherwise."""
+    before = {s: signal.signal(s, signal.default_int_handler) for s in ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
