@@ -20,24 +20,43 @@ Axis = Literal["row", "column"]
 AXES: tuple[Axis, Axis] = ("row", "column")
 
 
+LONG = 512  # tokens
+
+
 def attend(
     q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, bias: Tensor | None = None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v for (B, heads, N, d) queries, keys and values.
-
-    The fused kernel is the fast path on GPUs. On CPUs its backward pass is several times slower
-    than two plain matrix products at the sizes of a ViT, and on the meta device only the plain
-    ones count as what they cost.
+    """softmax(q k^T / sqrt(d) + bias) v for (B, heads, N, d) keys and values, (B, heads, M, d)
+    queries.
 
     Args:
-        bias: (1 or B, 1 or heads, N, N), -inf where a query must not see a key.
+        bias: (1 or B, 1 or heads, M, N), -inf where a query must not see a key.
     """
-    if q.is_cuda:
+    if prefers_fused(q, k, dropout, bias):
         mask = None if bias is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    logits = q * q.shape[-1] ** -0.5 @ k.mT
-    weights = (logits if bias is None else logits + bias).softmax(dim=-1)
-    return F.dropout(weights, dropout) @ v
+    shape = q.shape
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    # The scale is a factor of the product, which saves a pass over the queries.
+    logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=shape[-1] ** -0.5)
+    if bias is not None:
+        logits = (logits.unflatten(0, shape[:2]) + bias).flatten(0, 1)
+    attended = F.dropout(logits.softmax(dim=-1), dropout) @ v
+    return attended.view(shape)
+
+
+def prefers_fused(q: Tensor, k: Tensor, dropout: float, bias: Tensor | None) -> bool:
+    """Whether the fused kernel is the faster one, forward and backward together, as
+    `benchmarks/attention.py` measures it.
+
+    It is on GPUs. On CPUs its backward pass in bf16 is several times slower than plain matrix
+    products; in float32 it gains from some 500 tokens on. On the meta device only plain products
+    count as what they cost.
+    """
+    if q.is_cuda:
+        return True
+    plain_cpu = q.device.type == "cpu" and q.dtype == torch.float32
+    return plain_cpu and k.shape[2] >= LONG and dropout == 0 and bias is None
 
 
 def attend_along(
@@ -111,6 +130,20 @@ class Attention(nn.Module):
         else:
             out = attend(q, k, v, dropout, self._bias(q, places))
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(b, n, d))
+        return projected
+
+    def of_some(self, queries: Tensor, x: Tensor) -> Tensor:
+        """What `forward` gives for tokens (B, M, D), which are some of all the tokens (B, N, D),
+        where attention does not depend on their places."""
+        (b, m, d), heads = queries.shape, (self.heads, -1)
+        weights, biases = self.qkv.weight, self.qkv.bias
+        q = F.linear(queries, weights[:d], None if biases is None else biases[:d])
+        kv = F.linear(x, weights[d:], None if biases is None else biases[d:])
+        q = q.unflatten(2, heads).transpose(1, 2)  # (B, heads, M, d)
+        k, v = kv.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.dropout if self.training else 0.0
+        out = attend(self.q_norm(q), self.k_norm(k), v, dropout)
+        projected: Tensor = self.proj(out.transpose(1, 2).reshape(b, m, d))
         return projected
 
     def _bias(self, q: Tensor, places: Places) -> Tensor | None:

@@ -102,7 +102,7 @@ class Encoder(nn.Module):
         self.position, self.position_at, self.attention = position, position_at, attention
         self.position_combine, self.position_on_prefix = position_combine, position_on_prefix
         self.prefix = int(class_token) + registers
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.attention_dropout = nn.Dropout(dropout), attention_dropout
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.on_tokens = TokenPositions(
@@ -130,8 +130,13 @@ class Encoder(nn.Module):
         self.fc_norm = norm(final_norm and fc_norm)
         self._init_weights()
 
-    def forward(self, tokens: Tokens) -> Tensor:
-        """All tokens after the last block, (B, P + N, D), the P class and register tokens first."""
+    def forward(self, tokens: Tokens, read: Tensor | None = None) -> Tensor:
+        """Tokens after the last block, (B, P + N, D), the P class and register tokens first.
+
+        Args:
+            read: (B, R) int64, rows of these tokens to give, (B, R, D). The last block computes
+                no others where it can.
+        """
         z = self.norm_pre(self.embed(tokens))  # z_0, eq. 1
         places = places_of(tokens, self.prefix, self.position, self.attention, self.head_dim)
         block: Any
@@ -139,9 +144,19 @@ class Encoder(nn.Module):
             if self.position_at != "input":
                 holder = block if self.position_at == "every_layer" else self
                 z = self._place(z[:, : self.prefix], z[:, self.prefix :], tokens, holder)
-            z = block(z, places)  # z_1 to z_L, eqs. 2 and 3
-        encoded: Tensor = self.norm(z)  # eq. 4, for every token
+            if read is not None and block is self.blocks[-1] and self._tokens_are_alone(places):
+                z, read = block(z, places, read), None
+            else:
+                z = block(z, places)  # z_1 to z_L, eqs. 2 and 3
+        encoded: Tensor = self.norm(z if read is None else take(z, read))  # eq. 4, for every token
         return encoded
+
+    def features(self, tokens: Tokens) -> Tensor:
+        """Image features y (B, D)."""
+        if self.pool_kind == "token":
+            first = torch.zeros(len(tokens.x), 1, dtype=torch.int64, device=tokens.x.device)
+            return self.pool(self(tokens, first))
+        return self.pool(self(tokens))
 
     def embed(self, tokens: Tokens) -> Tensor:
         """Eq. 1: class token, patch tokens, plus position embedding, (B, P + N, D)."""
@@ -163,6 +178,12 @@ class Encoder(nn.Module):
             y = z[:, self.prefix :].mean(dim=1)
         pooled: Tensor = self.fc_norm(y)
         return pooled
+
+    def _tokens_are_alone(self, places: Places) -> bool:
+        """Whether a block gives some tokens the same values without the others: attention does
+        not depend on places, and no dropout draws for all tokens at once."""
+        drops = self.dropout.p > 0 or self.attention_dropout > 0
+        return places is UNPLACED and not (self.training and drops)
 
     def _place(
         self, prefix: Tensor, patches: Tensor, tokens: Tokens, holder: Encoder | Block | None
@@ -226,8 +247,15 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.drop_path = drop_path
 
-    def forward(self, z: Tensor, places: Places = UNPLACED) -> Tensor:
-        z = z + self.skip(self.ls1(self.dropout(self.attn(self.norm1(z), places))))  # eq. 2
+    def forward(self, z: Tensor, places: Places = UNPLACED, read: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, D) after the block; of the rows `read` (B, R) alone where they are given,
+        (B, R, D), which must then attend alike wherever they are."""
+        x = self.norm1(z)
+        if read is None:
+            attended = self.attn(x, places)
+        else:
+            z, attended = take(z, read), self.attn.of_some(take(x, read), x)
+        z = z + self.skip(self.ls1(self.dropout(attended)))  # eq. 2
         return z + self.skip(self.ls2(self.mlp(self.norm2(z))))  # eq. 3
 
     def skip(self, branch: Tensor) -> Tensor:
@@ -307,7 +335,7 @@ class HybridViT(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """One feature vector an image, (B, D): what every probe uses."""
-        return self.encoder.pool(self.encoder(self.tokens(images)))
+        return self.encoder.features(self.tokens(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes), or features (B, D) without a head."""

@@ -12,7 +12,6 @@ from hybridvit.encoder.model import Encoder
 from hybridvit.encoder.positions import sincos_2d
 from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score, show, with_mask_tokens
 from hybridvit.objectives.masking import Mask, Masking
-from hybridvit.patches import take
 from hybridvit.targets.pixels import PixelTarget
 
 if TYPE_CHECKING:
@@ -94,18 +93,18 @@ class MAE(Objective):
     def predict(self, batch: Batch) -> Prediction:
         """Hide patches and reconstruct them."""
         hidden, seen, tokens, where = show(self.model, batch, self.masking, self.fill)
-        decoded = self.decode(self.model.encoder(tokens), tokens)
-        outputs = self.decoder_pred(take(decoded, where))
+        outputs = self.decoder_pred(self.decode(self.model.encoder(tokens), tokens, where))
         return Prediction(hidden, seen, tokens.x, outputs, where)
 
-    def decode(self, z: Tensor, tokens: Tokens) -> Tensor:
-        """Encoded tokens (B, P + K, D) at the places of `tokens` to all patches (B, N, decoder
-        width)."""
+    def decode(self, z: Tensor, tokens: Tokens, where: Tensor) -> Tensor:
+        """Encoded tokens (B, P + K, D) at the places of `tokens` to the patches `where` (B, M),
+        (B, M, decoder width)."""
         prefix, z = self.decoder_embed(z).tensor_split([self.model.encoder.prefix], dim=1)
         x = with_mask_tokens(tokens._replace(x=z), self.mask_token) + self.decoder_pos
         # Without positions of its own the decoder takes the class token for one more patch.
-        decoded: Tensor = self.decoder(Tokens(torch.cat([prefix, x], dim=1), tokens.grid))
-        return decoded[:, prefix.shape[1] :]
+        whole = Tokens(torch.cat([prefix, x], dim=1), tokens.grid)
+        decoded: Tensor = self.decoder(whole, where + prefix.shape[1])
+        return decoded
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

@@ -95,8 +95,8 @@ class MaskedPatch(Objective):
         if not self.fill.protects:
             x = take(x, source)
         x = torch.where(masked[:, :, None], self.mask_token.to(x.dtype), x)
-        z = self.model.encoder(Tokens(x, grid))[:, self.model.encoder.prefix :]
-        return Prediction(hidden, seen, x, self.decoder(take(z, corrupted)), corrupted)
+        z = self.model.encoder(Tokens(x, grid), corrupted + self.model.encoder.prefix)
+        return Prediction(hidden, seen, x, self.decoder(z), corrupted)
 
     def after_step(self, step: int) -> None:
         self.target.after_step(self.model)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from hybridvit.contracts import Batch, DataSpec, Objective, Prediction, StepOutput, Tokens
 from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score, show, with_mask_tokens
 from hybridvit.objectives.masking import Mask, Masking
-from hybridvit.patches import take
 from hybridvit.targets.pixels import PixelTarget
 
 if TYPE_CHECKING:
@@ -55,8 +54,8 @@ class SimMIM(Objective):
         """Hide patches and predict them."""
         hidden, seen, tokens, where = show(self.model, batch, self.masking, self.fill)
         x = with_mask_tokens(tokens, self.mask_token)
-        z = self.model.encoder(Tokens(x, tokens.grid))[:, self.model.encoder.prefix :]
-        return Prediction(hidden, seen, x, self.decoder(take(z, where)), where)
+        z = self.model.encoder(Tokens(x, tokens.grid), where + self.model.encoder.prefix)
+        return Prediction(hidden, seen, x, self.decoder(z), where)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

@@ -44,6 +44,16 @@ def test_attend_is_scaled_dot_product_attention() -> None:
     torch.testing.assert_close(attend(q, k[:, :, :3], v[:, :, :3]), expected)
 
 
+@pytest.mark.parametrize("tokens", [7, 600])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_faster_kernel_gives_the_same(dtype: torch.dtype, tokens: int) -> None:
+    q, k, v = torch.randn(3, 2, 2, tokens, 8).unbind(0)
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    found = attend(q.to(dtype), k.to(dtype), v.to(dtype))
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
 def test_attend_adds_a_bias_to_the_logits_and_minus_infinity_hides() -> None:
     q, k, v = torch.randn(3, 2, 4, 5, 6, dtype=torch.float64).unbind(0)
     bias = torch.randn(1, 4, 5, 5, dtype=torch.float64)

@@ -414,6 +414,46 @@ def test_fused_kernels_give_the_same(name: str, kept: int | None) -> None:
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("kept", [None, 3])
+@pytest.mark.parametrize("options", [*POSITIONS.values(), {"depth": 0}, {"qk_norm": True},
+                                     {"layer_scale": 0.5, "qkv_bias": False}])  # fmt: skip
+def test_reading_some_tokens_changes_none_of_them(options: Any, kept: int | None) -> None:
+    model = encoder(registers=1, **({"pool": "mean"} | options))
+    tokens = patches()
+    if kept is not None:
+        index = torch.tensor([[4, 1, 2], [0, 5, 3]])
+        tokens = Tokens(take(tokens.x, index), GRID, index)
+    read = torch.tensor([[2, 0], [4, 1]])
+    whole = take(model(tokens), read)
+    found = model(tokens, read)
+    torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-12)
+    for loss in (whole, found):
+        model.zero_grad()
+        loss.pow(3).sum().backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        if loss is whole:
+            expected = [g.clone() for g in grads]
+    assert all(torch.allclose(g, e, rtol=1e-9) for g, e in zip(grads, expected, strict=True))
+
+
+def test_the_last_block_computes_no_tokens_that_nobody_reads() -> None:
+    model, rows = encoder(pool="token"), []
+    for block in model.blocks:
+        block.mlp.register_forward_hook(lambda _m, given, _o: rows.append(given[0].shape[1]))
+    model.features(patches())
+    assert rows == [7, 1]
+
+
+@pytest.mark.parametrize("option", ["dropout", "attention_dropout"])
+def test_reading_some_tokens_draws_dropout_as_for_all(option: str) -> None:
+    model, read = encoder(**{option: 0.5}).train(), torch.tensor([[2, 0], [4, 1]])
+    found = []
+    for index in (read, torch.arange(7).expand(2, -1)):
+        torch.manual_seed(5)
+        found.append(model(patches(), index))
+    assert torch.equal(found[0], take(found[1], read))
+
+
 @pytest.mark.parametrize(
     ("name", "kept"),
     [

@@ -156,9 +156,9 @@ def test_decoded_tokens_stand_where_they_belong() -> None:
     norm = objective.decoder.norm
     for b in range(2):
         kept = (~prediction.hidden[b].flatten()).nonzero()[:, 0].tolist()
-        z = objective.decode(objective.model.encoder(
-            objective.model.tokens(batch.images, keep=torch.tensor(kept).expand(2, -1))
-        ), objective.model.tokens(batch.images, keep=torch.tensor(kept).expand(2, -1)))  # fmt: skip
+        shown = objective.model.tokens(batch.images, keep=torch.tensor(kept).expand(2, -1))
+        everywhere = torch.arange(16).expand(2, -1)
+        z = objective.decode(objective.model.encoder(shown), shown, everywhere)
         for n in range(16):
             own = (
                 objective.decoder_embed(tokens[b, kept.index(n)])
