@@ -109,12 +109,16 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The training loop. `log_every` counts steps, `picture_epochs` epochs between pictures."""
+    """The training loop. `log_every` counts steps, `picture_epochs` epochs between pictures.
+
+    `precision` bf16 is autocast; bf16_params also computes with parameters in bf16, whose float32
+    masters the optimizer moves.
+    """
 
     epochs: float = 10.0
     batch_size: int = 128
     accumulate: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "bf16_params"] = "fp32"
     ema: float | None = None
     compile: bool = False
     threads: int | None = None

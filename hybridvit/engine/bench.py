@@ -19,6 +19,7 @@ from hybridvit import build
 from hybridvit.analysis import cost
 from hybridvit.config import RunConfig
 from hybridvit.contracts import Batch
+from hybridvit.engine.compile import for_training
 from hybridvit.engine.fit import clip, micro_batches, wait_for_device
 from hybridvit.engine.run import Session
 from hybridvit.engine.runlog import RunDirectory, cores
@@ -50,8 +51,8 @@ class Steps:
         with TemporaryDirectory() as folder:  # nothing is written there
             session = Session(config, parts, RunDirectory(Path(folder)), show=False)
         self.session, self.config, self.fabric = session, config, session.fabric
-        model: Any = torch.compile(session.objective) if config.train.compile else session.objective
-        self.objective, self.optimizer = self.fabric.setup(model, session.optimizer)
+        called: Any = for_training(session.objective, config.train)
+        self.objective, self.optimizer = self.fabric.setup(called, session.optimizer)
         self.objective.train()
         self.batches = session.loader.batches(0, 2**31)
         self.step = 0
@@ -143,7 +144,7 @@ def _timed(steps: Steps) -> dict[str, float]:
 def matrix_peak(device: torch.device, precision: str) -> float:
     """FLOPs a second of the best of several large matrix products."""
     n = 8192 if device.type == "cuda" else 2048
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     best = 0.0
     for _ in range(8):

@@ -25,6 +25,8 @@ from hybridvit.data.resident import Resident, fits
 from hybridvit.data.splits import ArraySplit, Split, subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.engine import checkpoint
+from hybridvit.engine.allocator import keep_freed_memory
+from hybridvit.engine.compile import for_training
 from hybridvit.engine.describe import (
     describe_data,
     describe_leakage,
@@ -120,8 +122,10 @@ class Session:
         self.fabric = Fabric(
             accelerator="cuda" if torch.cuda.is_available() else "cpu",
             devices=1,
-            precision="bf16-mixed" if config.train.precision == "bf16" else "32-true",
+            precision="32-true" if config.train.precision == "fp32" else "bf16-mixed",
         )
+        if self.fabric.device.type == "cpu":
+            keep_freed_memory()
         self.dataset: Dataset = build.make_dataset(config, parts)
         self.train_split, self.val_split = build.make_splits(config, self.dataset)
         resident = config.data.resident
@@ -200,8 +204,8 @@ class Session:
         config, fabric = self.config, self.fabric
         path = checkpoint.latest(self.directory.checkpoints)
         progress = self._load(path) if path else Progress()
-        compiled: Any = torch.compile(self.objective) if config.train.compile else self.objective
-        objective, optimizer = fabric.setup(compiled, self.optimizer)
+        called: Any = for_training(self.objective, config.train)
+        objective, optimizer = fabric.setup(called, self.optimizer)
         if path:  # now that the parameters are where their state must be
             self.optimizer.load_state_dict(checkpoint.read_optimizer(path))
         if self.average is not None:
