@@ -25,6 +25,7 @@ from hybridvit.data.resident import Resident, fits
 from hybridvit.data.splits import ArraySplit, Split, subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.engine import checkpoint
+from hybridvit.engine.compile import check_compile, for_training
 from hybridvit.engine.describe import (
     describe_data,
     describe_leakage,
@@ -122,6 +123,7 @@ class Session:
             devices=1,
             precision="bf16-mixed" if config.train.precision == "bf16" else "32-true",
         )
+        check_compile(config.train, self.fabric.device)
         self.dataset: Dataset = build.make_dataset(config, parts)
         self.train_split, self.val_split = build.make_splits(config, self.dataset)
         resident = config.data.resident
@@ -200,8 +202,8 @@ class Session:
         config, fabric = self.config, self.fabric
         path = checkpoint.latest(self.directory.checkpoints)
         progress = self._load(path) if path else Progress()
-        compiled: Any = torch.compile(self.objective) if config.train.compile else self.objective
-        objective, optimizer = fabric.setup(compiled, self.optimizer)
+        called: Any = for_training(self.objective, config.train)
+        objective, optimizer = fabric.setup(called, self.optimizer)
         if path:  # now that the parameters are where their state must be
             self.optimizer.load_state_dict(checkpoint.read_optimizer(path))
         if self.average is not None:
