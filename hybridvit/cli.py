@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 from hybridvit.version import __version__
 
 if TYPE_CHECKING:
+    from hybridvit.config import RunConfig
+    from hybridvit.engine.batch_size import Trial
     from hybridvit.registry import Registry
 
 USER_ERROR = 2
@@ -74,7 +76,14 @@ def parser() -> argparse.ArgumentParser:
     takes_config(add("describe", _describe, "what a config is and costs, without training"))
     bench = add("bench", _bench, "how fast a config trains here, and what its steps spend")
     takes_config(bench)
-    bench.add_argument("--seconds", type=float, default=10.0, help="time to measure")
+    bench.add_argument(
+        "--seconds", type=float, help="time to measure (default: 10; with batch sizes 2 each)"
+    )
+    bench.add_argument(
+        "--find-batch-size",
+        action="store_true",
+        help="try batch sizes up to the largest that memory holds; the config stays as it is",
+    )
     bench.add_argument("--beside-load", action="store_true", help="measure a busy machine, too")
     bench.add_argument("--json", action="store_true", help="one line of JSON instead of words")
     profile = add("profile", _profile, "a trace of training steps and their largest costs")
@@ -225,8 +234,25 @@ def _bench(arguments: argparse.Namespace) -> int:
     from hybridvit.engine.bench import bench, bench_text
 
     loaded = config.load(arguments.config, arguments.overrides)
-    found = bench(loaded, seconds=arguments.seconds, beside_load=arguments.beside_load)
+    if arguments.find_batch_size:
+        return _find_batch_size(loaded, arguments)
+    seconds = 10.0 if arguments.seconds is None else arguments.seconds
+    found = bench(loaded, seconds=seconds, beside_load=arguments.beside_load)
     print(json.dumps(found) if arguments.json else bench_text(found))
+    return 0
+
+
+def _find_batch_size(loaded: RunConfig, arguments: argparse.Namespace) -> int:
+    from hybridvit.engine.batch_size import find_batch_size, result_text, trial_text
+
+    def show(trial: Trial) -> None:
+        if not arguments.json:
+            print(trial_text(trial), flush=True)
+
+    seconds = 2.0 if arguments.seconds is None else arguments.seconds
+    beside = arguments.beside_load
+    found = find_batch_size(loaded, seconds=seconds, beside_load=beside, tried=show)
+    print(json.dumps(found) if arguments.json else result_text(found))
     return 0
 
 

@@ -113,6 +113,11 @@ class TrainConfig:
 
     `precision` bf16 is autocast; bf16_params also computes with parameters in bf16, whose float32
     masters the optimizer moves.
+
+    `compile`: blocks (one encoder block, for a short start), whole (the objective's forward pass
+    as one graph) or graphs (that as CUDA graphs, for small models on a GPU). `grad_checkpointing`
+    keeps the inputs of the encoder's blocks alone for the backward pass, which computes the rest
+    anew: less memory, more time.
     """
 
     epochs: float = 10.0
@@ -120,7 +125,8 @@ class TrainConfig:
     accumulate: int = 1
     precision: Literal["fp32", "bf16", "bf16_params"] = "fp32"
     ema: float | None = None
-    compile: bool = False
+    compile: Literal["none", "blocks", "whole", "graphs"] = "none"
+    grad_checkpointing: bool = False
     threads: int | None = None
     log_every: int = 50
     picture_epochs: float = 10.0
@@ -134,6 +140,12 @@ class TrainConfig:
             "train.accumulate",
             self.accumulate,
             f"a divisor of train.batch_size={self.batch_size}",
+        )
+        _require(
+            self.compile != "graphs" or self.accumulate == 1,
+            "train.accumulate",
+            self.accumulate,
+            "1 with train.compile='graphs': the next graph overwrites the last one's gradients",
         )
         _require(self.ema is None or 0 < self.ema < 1, "train.ema", self.ema, "in (0, 1), or null")
         _require(self.threads is None or self.threads >= 1, "train.threads", self.threads, ">= 1")

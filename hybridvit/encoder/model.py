@@ -5,6 +5,7 @@ Parameter names are timm's, so that weights move between the two without a table
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -93,6 +94,8 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        # Training may lend another function, that compiles a block or keeps less of it.
+        self.run_block: RunBlock = run_block
         rates = (dropout, attention_dropout, drop_path)
         _check(dim, depth, heads, mlp_ratio, registers, class_token, pool, rates)
         _check_positions(position, position_at, position_combine, position_dim, dim, heads)
@@ -144,10 +147,10 @@ class Encoder(nn.Module):
             if self.position_at != "input":
                 holder = block if self.position_at == "every_layer" else self
                 z = self._place(z[:, : self.prefix], z[:, self.prefix :], tokens, holder)
+            some = None
             if read is not None and block is self.blocks[-1] and self._tokens_are_alone(places):
-                z, read = block(z, places, read), None
-            else:
-                z = block(z, places)  # z_1 to z_L, eqs. 2 and 3
+                some, read = read, None
+            z = self.run_block(block, z, places, block.survivors(z), some)  # z_1 to z_L
         encoded: Tensor = self.norm(z if read is None else take(z, read))  # eq. 4, for every token
         return encoded
 
@@ -247,23 +250,57 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.drop_path = drop_path
 
-    def forward(self, z: Tensor, places: Places = UNPLACED, read: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, D) after the block; of the rows `read` (B, R) alone where they are given,
-        (B, R, D), which must then attend alike wherever they are."""
+    def forward(
+        self,
+        z: Tensor,
+        places: Places = UNPLACED,
+        survivors: Survivors = (None, None),
+        read: Tensor | None = None,
+    ) -> Tensor:
+        """Eqs. 2 and 3, (B, N, D). It reads no `drop_path`, so that compiled once it serves all
+        blocks.
+
+        Args:
+            read: (B, R) int64, the rows to compute alone, (B, R, D), where tokens attend alike
+                wherever they are.
+        """
+        of_attention, of_mlp = survivors
         x = self.norm1(z)
         if read is None:
             attended = self.attn(x, places)
         else:
             z, attended = take(z, read), self.attn.of_some(take(x, read), x)
-        z = z + self.skip(self.ls1(self.dropout(attended)))  # eq. 2
-        return z + self.skip(self.ls2(self.mlp(self.norm2(z))))  # eq. 3
+        z = z + scaled(self.ls1(self.dropout(attended)), of_attention)
+        return z + scaled(self.ls2(self.mlp(self.norm2(z))), of_mlp)
 
-    def skip(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: drop the branch of whole images in training (Huang et al. 2016)."""
+    def survivors(self, z: Tensor) -> Survivors:
+        """Stochastic depth: drop branches of whole images in training (Huang et al. 2016).
+
+        Returns:
+            the factors (B, 1, 1) of both branches, if any are dropped.
+        """
         if not self.training or self.drop_path == 0:
-            return branch
-        keep = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
-        return branch * keep / (1 - self.drop_path)
+            return (None, None)
+        keep = torch.rand(2, len(z), 1, 1, device=z.device) >= self.drop_path
+        of_attention, of_mlp = keep / (1 - self.drop_path)
+        return (of_attention, of_mlp)
+
+
+Survivors = tuple[Tensor, Tensor] | tuple[None, None]
+RunBlock = Callable[[Block, Tensor, Places, Survivors, Tensor | None], Tensor]
+
+
+def run_block(
+    block: Block, z: Tensor, places: Places, survivors: Survivors, read: Tensor | None
+) -> Tensor:
+    """Tokens z (B, P + N, D) after a block, or some of them."""
+    after: Tensor = block(z, places, survivors, read)
+    return after
+
+
+def scaled(branch: Tensor, factor: Tensor | None) -> Tensor:
+    """A branch (B, N, D) times a factor (B, 1, 1), if there is one."""
+    return branch if factor is None else branch * factor.to(branch.dtype)
 
 
 class LayerScale(nn.Module):

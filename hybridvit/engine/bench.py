@@ -92,15 +92,7 @@ def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False
     if not beside_load:
         check_idle()
     steps = Steps(config)
-    taken: list[dict[str, float]] = []
-    started, count = time.perf_counter(), 0
-    while count < WARMUP + LEAST or time.perf_counter() - started < seconds:
-        spent = _timed(steps)
-        count += 1
-        if count > WARMUP:
-            taken.append(spent)
-        else:
-            started = time.perf_counter()
+    taken = timed_steps(steps, seconds)
     images = steps.config.train.batch_size
     rates = sorted(images / sum(spent.values()) for spent in taken)
     spec = steps.session.dataset.spec()
@@ -124,6 +116,19 @@ def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False
         "threads": torch.get_num_threads(),
         "device": device_name(steps.fabric.device),
     }
+
+
+def timed_steps(
+    steps: Steps, seconds: float, *, warmup: int = WARMUP, least: int = LEAST
+) -> list[dict[str, float]]:
+    """Seconds of each step by phase, for so long, after `warmup` steps; `least` at least."""
+    for _ in range(warmup):
+        _timed(steps)
+    taken: list[dict[str, float]] = []
+    started = time.perf_counter()
+    while len(taken) < least or time.perf_counter() - started < seconds:
+        taken.append(_timed(steps))
+    return taken
 
 
 def _timed(steps: Steps) -> dict[str, float]:
@@ -164,7 +169,11 @@ def memory_used(device: torch.device) -> int:
     """Bytes at the most: allocated on a GPU, else resident of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:  # getrusage counts the process that started this one, too
+        text = Path("/proc/self/status").read_text()
+        return 1024 * int(text.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def device_name(device: torch.device) -> str:

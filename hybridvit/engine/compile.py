@@ -1,17 +1,133 @@
-"""What the training loop calls for an objective."""
+"""What a training step calls: the objective compiled, or recomputing activations, or as it is.
+
+Evaluation, pictures and measurements call the objective itself, which stays as it was.
+
+Compiled code is kept in `compiled/` of the cache folder ($HYBRIDVIT_CACHE, else
+~/.cache/hybridvit), by torch under keys of its content: a resumed run, another seed's cell and
+another study all start from it. It is not kept in run directories: these may come from strangers,
+and reading it runs code.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hybridvit.config import TrainConfig
-from hybridvit.contracts import Objective
+from hybridvit.contracts import Batch, Objective, StepOutput
+from hybridvit.data import cache
+from hybridvit.encoder.model import Block, Encoder, RunBlock, Survivors, run_block
+from hybridvit.encoder.positions import Places
 from hybridvit.engine.bf16 import Bf16Parameters
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads it whenever it compiles
 
-def for_training(objective: Objective, train: TrainConfig) -> Any:
-    """The objective as it is trained: with parameters in bf16, compiled, or as it is."""
-    called = Bf16Parameters(objective) if train.precision == "bf16_params" else objective
-    return torch.compile(called) if train.compile else called
+
+def for_training(objective: Objective, train: TrainConfig) -> nn.Module:
+    """An objective as training steps call it, by `train.compile`, `train.grad_checkpointing` and
+    `train.precision`.
+
+    blocks compiles an encoder's block, once for all that differ in weights alone, and leaves stem
+    and objective as they are; whole makes one graph of the objective's forward pass; graphs
+    records that as CUDA graphs, so that the host launches one instead of each kernel.
+    """
+    if train.compile != "none":
+        keep_compiled()
+    run = recomputed if train.grad_checkpointing else run_block
+    called: Any = Bf16Parameters(objective) if train.precision == "bf16_params" else objective
+    if train.compile == "blocks":
+        # Static: once a decoder has shown a second shape, torch would make all shapes dynamic.
+        run = torch.compile(run, dynamic=False)
+    elif train.compile == "whole":
+        called = torch.compile(called)
+    elif train.compile == "graphs":
+        called = torch.compile(called, mode="reduce-overhead")
+    module: nn.Module = called if run is run_block else WithBlocks(called, run)
+    return module
+
+
+def check_compile(train: TrainConfig, device: torch.device) -> None:
+    """See whether a device can do what is asked of it.
+
+    Raises:
+        ValueError: CUDA graphs without a GPU; no C++ compiler for the CPU.
+    """
+    if train.compile == "graphs" and device.type != "cuda":
+        raise ValueError(
+            "train.compile='graphs' records CUDA graphs, and there is no GPU here; use 'whole'"
+        )
+    if train.compile != "none" and device.type == "cpu" and compiler() is None:
+        raise ValueError(
+            f"train.compile={train.compile!r} needs a C++ compiler: install {_compiler_name()}, "
+            "name another in the environment variable CXX, or use 'none'"
+        )
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch compiles with on CPUs, if it is there."""
+    return shutil.which(_compiler_name())
+
+
+def keep_compiled() -> None:
+    """Have torch keep what it compiles in the cache folder, unless the user chose another."""
+    folder, chosen = cache.folder(), os.environ.get(CACHE)
+    # Torch itself sets the variable when it is imported, to a folder of temporary files.
+    if folder is None or (chosen and Path(chosen).parent != Path(tempfile.gettempdir())):
+        return
+    try:
+        (folder / "compiled").mkdir(parents=True, exist_ok=True)
+    except OSError:  # torch's own will do
+        return
+    os.environ[CACHE] = str(folder / "compiled")
+
+
+class WithBlocks(nn.Module):
+    """An objective whose encoders, while it is called, run their blocks by another function."""
+
+    def __init__(self, objective: nn.Module, run: RunBlock) -> None:
+        super().__init__()
+        self.objective = objective
+        self.run = run
+
+    def forward(self, batch: Batch) -> StepOutput:
+        with blocks_run_by(self.objective, self.run):
+            output: StepOutput = self.objective(batch)
+        return output
+
+
+@contextmanager
+def blocks_run_by(objective: nn.Module, run: RunBlock) -> Iterator[None]:
+    """Have all encoders of an objective run their blocks by a function inside."""
+    encoders = [module for module in objective.modules() if isinstance(module, Encoder)]
+    for encoder in encoders:
+        encoder.run_block = run
+    try:
+        yield
+    finally:
+        for encoder in encoders:
+            encoder.run_block = run_block
+
+
+def recomputed(
+    block: Block, z: Tensor, places: Places, survivors: Survivors, read: Tensor | None
+) -> Tensor:
+    """`run_block`, of which the backward pass keeps the input alone and computes the rest anew.
+
+    With the same random numbers, so that dropout drops the same (Chen et al. 2016).
+    """
+    after: Tensor = checkpoint(run_block, block, z, places, survivors, read, use_reentrant=False)
+    return after
+
+
+def _compiler_name() -> str:
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")

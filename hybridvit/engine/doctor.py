@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from hybridvit.engine.compile import compiler
 from hybridvit.engine.runlog import environment
 
 MIN_FREE_GB = 2
@@ -18,7 +19,6 @@ def checks() -> list[tuple[str, bool, str]]:
     """(name, whether it is fine, what was found) of each check."""
     found = environment()
     missing = [name for name, version in found["packages"].items() if version is None]
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     gpu = found["hardware"]["gpu"]
     root = os.environ.get("HYBRIDVIT_DATA")
@@ -28,7 +28,7 @@ def checks() -> list[tuple[str, bool, str]]:
         ("torchvision", *_torchvision()),
         ("cpu", True, f"{found['hardware']['cpu']}, {found['hardware']['cores']} cores"),
         ("threads", True, f"{torch.get_num_threads()} in torch"),
-        ("compiler", True, compiler or "none: train.compile=true will not work on the CPU"),
+        ("compiler", True, compiler() or "none: train.compile will not work on the CPU"),
         ("gpu", True, gpu or "none: runs use the CPU"),
         ("disk", free > MIN_FREE_GB, f"{free:.0f} GiB free in {Path.cwd()}"),
         ("data", root is None or Path(root).is_dir(), root or "HYBRIDVIT_DATA is not set: data/"),

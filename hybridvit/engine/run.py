@@ -26,7 +26,7 @@ from hybridvit.data.splits import ArraySplit, Split, subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.engine import checkpoint
 from hybridvit.engine.allocator import keep_freed_memory
-from hybridvit.engine.compile import for_training
+from hybridvit.engine.compile import check_compile, for_training
 from hybridvit.engine.describe import (
     describe_data,
     describe_leakage,
@@ -124,6 +124,7 @@ class Session:
             devices=1,
             precision="32-true" if config.train.precision == "fp32" else "bf16-mixed",
         )
+        check_compile(config.train, self.fabric.device)
         if self.fabric.device.type == "cpu":
             keep_freed_memory()
         self.dataset: Dataset = build.make_dataset(config, parts)

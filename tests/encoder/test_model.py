@@ -483,13 +483,26 @@ def test_stochastic_depth_drops_branches_of_whole_images_and_keeps_the_mean() ->
     blocks: list[Any] = list(model.blocks)
     assert [block.drop_path for block in blocks] == pytest.approx([0.0, 0.2, 0.4])
     torch.manual_seed(0)
-    branch = torch.ones(20_000, 2, 3)
-    out = blocks[2].skip(branch)
-    torch.testing.assert_close(out.unique(), torch.tensor([0.0, 1 / 0.6]))
-    assert torch.equal(out.amax((1, 2)), out.amin((1, 2)))  # an image at once
-    assert out.mean().item() == pytest.approx(1.0, abs=0.03)
-    assert blocks[2].eval().skip(branch) is branch
-    assert blocks[0].skip(branch) is branch
+    z = torch.ones(20_000, 2, 3)
+    factors = blocks[2].survivors(z)
+    for factor in factors:
+        assert factor.shape == (20_000, 1, 1)  # an image at once
+        torch.testing.assert_close(factor.unique(), torch.tensor([0.0, 1 / 0.6]))
+        assert factor.mean().item() == pytest.approx(1.0, abs=0.03)
+    assert 0.3 < (factors[0] == factors[1]).double().mean() < 0.7  # drawn by themselves
+    assert blocks[2].eval().survivors(z) == (None, None)
+    assert blocks[0].survivors(z) == (None, None)
+
+
+def test_a_dropped_branch_adds_nothing() -> None:
+    model = Encoder(grid=GRID, dim=8, depth=1, heads=2)
+    block, z = model.blocks[0], torch.randn(4, 5, 8)
+    none, double = torch.zeros(4, 1, 1), torch.full((4, 1, 1), 2.0)
+    assert torch.equal(block(z, survivors=(none, none)), z)
+    attention = block.attn(block.norm1(z))
+    torch.testing.assert_close(block(z, survivors=(double, none)), z + 2 * attention)
+    mlp = block.mlp(block.norm2(z))
+    torch.testing.assert_close(block(z, survivors=(none, double)), z + 2 * mlp)
 
 
 def test_dropout_acts_at_its_four_places_in_training_alone() -> None:
