@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hybridvit.studies.choices import Choice, from_plain
+
 SCHEMA = 1  # of run.json and summary.json
 MAX_RECORD = 1 << 20  # bytes of a JSON or YAML file
 MAX_METRICS = 64 << 20  # bytes of metrics.jsonl
@@ -25,7 +27,7 @@ MAX_PIXELS = 1 << 24  # of a figure: a small file can unpack to gigabytes
 MAX_DEPTH = 4  # folders below a path in which runs are looked for
 PNG = b"\x89PNG\r\n\x1a\n"
 STATUSES = ("complete", "running", "stopped", "diverged", "failed")
-KINDS = ("train", "pixels")
+KINDS = ("train", "pixels", "tune")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +131,7 @@ class Plan:
 
     match: str | None = None  # the cost that was made equal
     smallest_difference: float | None = None  # of interest, in percentage points
+    tuning: tuple[Choice, ...] = ()  # what arms chose on validation
 
 
 def part_name(config: dict[str, Any], part: str) -> str:
@@ -194,7 +197,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Runs at the paths: run directories, or folders that hold some up to four levels below.
 
     Runs of one kind with the same hash are the same experiment and count once: a complete one if
-    there is one, else the first. A note says so where their results differ.
+    there is one, else the first. A note says so where their results differ. Runs that tuned are no
+    results and are left out; the study's plan.json says what they showed.
 
     Raises:
         ValueError: a path does not exist or holds no run, or a run is broken.
@@ -211,6 +215,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
             )
         for directory in directories:
             run = read_run(directory)
+            if run.kind == "tune":
+                continue
             key = (run.kind, run.hash)  # a pixel baseline has the hash of the config it is given
             known = found.get(key)
             found[key] = run if known is None else _one_of(known, run)
@@ -293,6 +299,7 @@ def read_plan(runs: Sequence[Run]) -> Plan:
     return Plan(
         match if isinstance(match, str) else None,
         smallest if smallest is not None and smallest > 0 else None,
+        tuple(from_plain(content.get("tuning"))),
     )
 
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hybridvit.studies.choices import Choice, tried_in_words, values_in_words, warning
 from hybridvit.studies.executors import Executor
 from hybridvit.studies.executors.local import Local
 from hybridvit.studies.facts import known
-from hybridvit.studies.grid import Study
+from hybridvit.studies.grid import TUNING_SEED, Study
 from hybridvit.studies.matching import Arm, check_budgets, equality, match
 from hybridvit.studies.planner import kept_facts
 from hybridvit.studies.status import columns, duration
 from hybridvit.studies.timing import timed
+from hybridvit.studies.tuning import (
+    candidates,
+    check_validation,
+    kept_choices,
+    tuned_arms,
+    tuning_cells,
+)
 
 PROBE_STEPS = 3  # of --probe; the first is warm-up
 MUCH_WARMUP = 0.3  # of an arm's steps
@@ -34,12 +42,14 @@ def dry_run(study: Study, out: Path, *, probe: bool = False) -> str:
         ValueError: the arms cannot be matched.
     """
     check_budgets(study)
+    check_validation(study)
     facts = known(study, kept_facts(out))
     executor = Local(study.threads)
     if probe:
         facts = timed(study, facts, 1, PROBE_STEPS - 1, Local(study.threads, 1))
     arms = match(study, facts)
     lines = [study.title, *_table(arms), "", *_totals(study, arms, executor)]
+    lines += _tuning(study, arms, kept_choices(study, out))
     return "\n".join([*lines, *(f"Warning: {text}" for text in warnings(study, arms))])
 
 
@@ -102,24 +112,50 @@ def _table(arms: Sequence[Arm]) -> list[str]:
 def _totals(study: Study, arms: Sequence[Arm], executor: Executor) -> list[str]:
     """What the table's columns are, how equal the arms are, and what the whole study takes."""
     pixels = any(c.kind == "pixels" for c in study.cells)
-    runs = sum(len(arm.cells) for arm in arms)
+    runs = sum(len(arm.cells) for arm in arms) + sum(map(len, tuning_cells(study)))
     lines = [
         f"{runs} runs{' and the pixel baselines' if pixels else ''}, {executor.slots} at once here",
         "GFLOPs: forward and backward of one image; FLOPs and time: one whole run",
     ]
     if study.match is not None:
         lines.append(f"match: {study.match}, {equality(study.match, arms)}")
-    flops = [arm.flops * len(arm.cells) for arm in arms if arm.flops is not None]
-    seconds = [arm.seconds * len(arm.cells) for arm in arms if arm.seconds is not None]
+    counts = {arm.label: len(arm.cells) for arm in arms}
+    for cells in tuned_arms(study):
+        counts[cells[0].label] += len(candidates(study))
+    return [*lines, f"in total {_cost(arms, counts, executor)}"]
+
+
+def _tuning(study: Study, arms: Sequence[Arm], choices: Sequence[Choice | None]) -> list[str]:
+    """What the arms try before their seeds run, what that costs, and what is chosen already."""
+    labels = [cells[0].label for cells in tuned_arms(study)]
+    if not labels:
+        return []
+    tried = len(candidates(study))
+    tuned = [arm for arm in arms if arm.label in labels]
+    made = [choice for choice in choices if choice is not None]
+    keys = "; ".join(f"{key} in {', '.join(map(str, v))}" for key, v in study.tune.items())
+    return [
+        f"tuning before the seeds, on validation: {keys}; {tried} runs an arm with seed "
+        f"{TUNING_SEED}, {tried * len(tuned)} of all these runs, "
+        f"{_cost(tuned, dict.fromkeys(labels, tried))}",
+        *(f"{c.label} takes {values_in_words(c.chosen)}: {tried_in_words(c)}" for c in made),
+        *(f"Warning: {text}" for c in made if (text := warning(c))),
+    ]
+
+
+def _cost(arms: Sequence[Arm], runs: dict[str, int], executor: Executor | None = None) -> str:
+    """FLOPs and time of so many runs of each arm."""
+    flops = [arm.flops * runs[arm.label] for arm in arms if arm.flops is not None]
+    seconds = [arm.seconds * runs[arm.label] for arm in arms if arm.seconds is not None]
     total = [f"{_scientific(sum(flops))} FLOPs"] if len(flops) == len(arms) else []
     if len(seconds) == len(arms):
-        total.append(
-            f"{duration(sum(seconds))} of training, {duration(sum(seconds) / executor.slots)} with "
-            f"{executor.slots} at once"
-        )
-    else:
+        total.append(f"{duration(sum(seconds))} of training")
+        if executor is not None:
+            slots = executor.slots
+            total.append(f"{duration(sum(seconds) / slots)} with {slots} at once")
+    elif executor is not None:
         total.append("time not known; --probe times three steps of each arm")
-    return [*lines, f"in total {', '.join(total)}"]
+    return ", ".join(total)
 
 
 def _or_unknown(value: float | None, text: Callable[[float], str]) -> str:

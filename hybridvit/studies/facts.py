@@ -57,7 +57,7 @@ def _count(config: RunConfig, data: dict[str, tuple[DataSpec, int | None]]) -> F
     parts, _ = build.make_parts(config.plugins)
     key = json.dumps(dataclasses.asdict(config.data), sort_keys=True)
     if key not in data:
-        data[key] = _data(config, parts)
+        data[key] = data_of(config, parts)
     spec, images = data[key]
     model = describe_model(build.make_objective(config, parts, spec), spec, config)
     parameters, flops = model["parameters"], model["flops"]
@@ -81,7 +81,7 @@ def _count(config: RunConfig, data: dict[str, tuple[DataSpec, int | None]]) -> F
     )
 
 
-def _data(config: RunConfig, parts: Parts) -> tuple[DataSpec, int | None]:
+def data_of(config: RunConfig, parts: Parts) -> tuple[DataSpec, int | None]:
     """What the model must fit, and how many images train; a set that is not here may still be
     planned for, if the config says its image size."""
     try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +17,10 @@ from hybridvit.studies.matching import (
     match,
     with_arms,
 )
+from hybridvit.studies.plan_file import write_plan
 from hybridvit.studies.status import PLAN, read_json
 from hybridvit.studies.timing import timed
+from hybridvit.studies.tuning import check_validation, kept_choices, planned
 
 SCHEMA = 1
 WARMUP_STEPS, TIMED_STEPS = 5, 20  # to match seconds
@@ -33,6 +33,7 @@ def plan(study: Study, out: Path) -> Study:
         ValueError: the arms cannot be matched.
     """
     check_budgets(study)
+    check_validation(study)
     kept = kept_facts(out)
     arms: list[Arm] = []
     if study.match in (*SET_BY_MATCH, "params"):
@@ -87,13 +88,7 @@ def _write(study: Study, arms: Sequence[Arm], kept: dict[str, Facts], out: Path)
         "match": study.match,
         "smallest_difference": study.smallest_difference,
         "arms": budgets,
-        "cells": [
-            {"name": c.name, "label": c.label, "epochs": c.config.train.epochs, "kind": c.kind}
-            for c in study.cells
-        ],
+        **planned(study, kept_choices(study, out)),
         "measured": {key: dataclasses.asdict(facts) for key, facts in kept.items()},
     }
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{PLAN}.tmp"
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, out / PLAN)
+    write_plan(out, content)
