@@ -13,6 +13,7 @@ from hybridvit.config import RunConfig, config_hash
 from hybridvit.contracts import DataSpec
 from hybridvit.data.dataset import AbsentData
 from hybridvit.engine.describe import ASSUMED_CLASSES, describe_model
+from hybridvit.engine.optim import freeze
 from hybridvit.registry import Parts
 from hybridvit.studies.grid import Study
 
@@ -59,7 +60,9 @@ def _count(config: RunConfig, data: dict[str, tuple[DataSpec, int | None]]) -> F
     if key not in data:
         data[key] = data_of(config, parts)
     spec, images = data[key]
-    model = describe_model(build.make_objective(config, parts, spec), spec, config)
+    objective = build.make_objective(config, parts, spec)
+    freeze(objective, config.optim.freeze)
+    model = describe_model(objective, spec, config)
     parameters, flops = model["parameters"], model["flops"]
     is_counted = flops["forward"] is not None
     memory = None
