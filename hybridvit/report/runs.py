@@ -73,6 +73,24 @@ class Run:
         return _count(self.section("model", "parameters"), "total")
 
     @property
+    def compared_parameters(self) -> int | None:
+        """Of stem and encoder: heads, decoders and teachers come and go with the objective."""
+        parts = [_count(self.section("model", "parameters"), p) for p in ("stem", "encoder")]
+        return None if None in parts else sum(p or 0 for p in parts)
+
+    @property
+    def stage(self) -> str | None:
+        """Of a study that has stages."""
+        value = self.arm.get("stage")
+        return value if isinstance(value, str) else None
+
+    @property
+    def epochs(self) -> float | None:
+        """How often training has seen its images."""
+        length = _count(self.section("data"), "train")
+        return self.images / length if self.images is not None and length else None
+
+    @property
     def flops(self) -> int | None:
         """Of one forward pass, per image."""
         return _count(self.section("model", "flops"), "forward")

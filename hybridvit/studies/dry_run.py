@@ -10,7 +10,7 @@ from hybridvit.studies.executors import Executor
 from hybridvit.studies.executors.local import Local
 from hybridvit.studies.facts import known
 from hybridvit.studies.grid import TUNING_SEED, Study
-from hybridvit.studies.matching import Arm, check_budgets, equality, match
+from hybridvit.studies.matching import Arm, by_stage, check_budgets, equality, match
 from hybridvit.studies.planner import kept_facts
 from hybridvit.studies.status import columns, duration
 from hybridvit.studies.timing import timed
@@ -54,7 +54,12 @@ def dry_run(study: Study, out: Path, *, probe: bool = False) -> str:
 
 
 def warnings(study: Study, arms: Sequence[Arm]) -> list[str]:
-    """Why arms are not comparable, each reason once."""
+    """Why arms are not comparable, each reason once; with stages, stage by stage."""
+    found = [text for stage in by_stage(arms) for text in _warnings(study, stage)]
+    return list(dict.fromkeys(found))
+
+
+def _warnings(study: Study, arms: Sequence[Arm]) -> list[str]:
     found = []
     same = {
         "token counts": [f"{a.facts.tokens}" for a in arms],

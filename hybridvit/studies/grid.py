@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from hybridvit.registry import fits, suggest, type_name
 from hybridvit.studies.status import study_name
 
 TUNING_SEED = 2**32 - 1  # of tuning runs, which no result comes from
+OWN_LABELS = ("stage", "tune")  # of cells, beside their axes
 Match = Literal["epochs", "images", "flops", "params", "seconds"]
 KEYS: dict[str, Any] = {
     "title": str,
@@ -56,6 +57,11 @@ class Cell:
     def label(self) -> str:
         """The arm in words."""
         return " / ".join(self.arm.values()) or "all"
+
+    @property
+    def stage(self) -> str | None:
+        """Of a study that has stages."""
+        return self.arm.get("stage")
 
     def with_config(self, config: RunConfig) -> Cell:
         """The same cell under another config, and hence another hash."""
@@ -177,6 +183,21 @@ def _chain(
     return chain
 
 
+def with_configs(cells: Sequence[Cell], changed: Mapping[str, RunConfig]) -> list[Cell]:
+    """The cells, in their order, with the configs given by name. What starts from a cell whose
+    name changes by that starts from the new one."""
+    renamed: dict[str, str] = {}
+    found = []
+    for cell in cells:
+        config, after = changed.get(cell.name, cell.config), cell.after
+        if after is not None:
+            after = renamed[after]
+            config = dataclasses.replace(config, init=after)
+        found.append(dataclasses.replace(cell.with_config(config), after=after))
+        renamed[cell.name] = found[-1].name
+    return found
+
+
 def check_distinct(cells: list[Cell]) -> None:
     """See that no two cells are one run.
 
@@ -269,6 +290,8 @@ def _check_numbers(content: dict[str, Any], path: Path) -> None:
 
 def _check_axes(axes: dict[str, Any], path: Path) -> None:
     for axis, values in axes.items():
+        if axis in OWN_LABELS:
+            raise ValueError(f"{path}: no axis may be called {axis!r}, which cells are labelled by")
         if not isinstance(values, dict) or not values:
             raise ValueError(f"{path}: axis {axis!r} should map names to overrides")
         for value, layer in values.items():
@@ -291,13 +314,6 @@ def _check_stages(content: dict[str, Any], path: Path) -> None:
             )
         if not all(isinstance(part, dict) for part in (own, *(x.get(stage, {}) for x in layers))):
             raise ValueError(f"{path}: stage {stage!r} should be a set of overrides")
-    if stages and content.get("match") not in (None, "params"):
-        raise ValueError(
-            f"{path}: match: {content['match']} and stages do not go together; set train.epochs of "
-            "each stage"
-        )
-    if stages and "stage" in content["axes"]:
-        raise ValueError(f"{path}: with stages, no axis may be called 'stage'")
 
 
 def _check_tune(content: dict[str, Any], path: Path) -> None:
@@ -322,8 +338,6 @@ def _check_tune(content: dict[str, Any], path: Path) -> None:
         for value, layer in values.items():
             for part in (layer, *(layer.get(stage, {}) for stage in content.get("stages", {}))):
                 _check_untuned(part, content, f"{axis}={value}", path)
-    if content.get("tune") and "tune" in content["axes"]:
-        raise ValueError(f"{path}: with tune, no axis may be called 'tune'")
 
 
 def _check_untuned(layer: Any, content: dict[str, Any], where: str, path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hybridvit.config import RunConfig
 from hybridvit.engine.fit import total_steps
 from hybridvit.studies.facts import Facts
-from hybridvit.studies.grid import Cell, Study, check_distinct
+from hybridvit.studies.grid import Cell, Study, check_distinct, with_configs
 
 SET_BY_MATCH = ("images", "flops", "seconds")  # what decides how long each arm trains
 WITHIN = 0.01  # of the budget: how equal matched arms must come out
@@ -27,6 +27,10 @@ class Arm:
     @property
     def label(self) -> str:
         return self.cells[0].label
+
+    @property
+    def stage(self) -> str | None:
+        return self.cells[0].stage
 
     @property
     def config(self) -> RunConfig:
@@ -47,26 +51,31 @@ class Arm:
 
 
 def check_budgets(study: Study) -> None:
-    """See that axes set no budget that the match decides.
+    """See that axes set no budget that the match decides. Stages have budgets of their own.
 
     Raises:
         ValueError: they do.
     """
-    epochs = {cells[0].label: cells[0].config.train.epochs for cells in study.arms()}
-    if len(set(epochs.values())) == 1 or study.match in (None, "params"):
+    if study.match in (None, "params"):
         return
-    shown = ", ".join(f"{label}: {value:g}" for label, value in epochs.items())
-    if study.match == "epochs":
-        raise ValueError(f"match: epochs, but the arms train for other epochs ({shown})")
-    raise ValueError(
-        f"match: {study.match} sets the epochs of every arm but the first; "
-        f"take train.epochs out of the axes ({shown})"
-    )
+    for stage in {cells[0].stage: None for cells in study.arms()}:
+        first = [cells[0] for cells in study.arms() if cells[0].stage == stage]
+        epochs = {cell.label: cell.config.train.epochs for cell in first}
+        if len(set(epochs.values())) == 1:
+            continue
+        shown = ", ".join(f"{label}: {value:g}" for label, value in epochs.items())
+        if study.match == "epochs":
+            raise ValueError(f"match: epochs, but the arms train for other epochs ({shown})")
+        raise ValueError(
+            f"match: {study.match} sets the epochs of every arm but the first; "
+            f"take train.epochs out of the axes ({shown})"
+        )
 
 
 def match(study: Study, facts: Sequence[Facts]) -> list[Arm]:
     """Arms with the budgets that make them equal: the first arm trains for its config's epochs,
-    each other one for the steps that cost the same. Its schedule ends at its own last step.
+    each other one for the steps that cost the same. Its schedule ends at its own last step. With
+    stages, arms are matched stage by stage.
 
     Where a cost is not known, steps are None.
 
@@ -78,14 +87,20 @@ def match(study: Study, facts: Sequence[Facts]) -> list[Arm]:
         for cells, known in zip(study.arms(), facts, strict=True)
     ]
     if study.match == "params":
-        _check_params(arms)
+        for stage in by_stage(arms):
+            _check_params(stage)
     if study.match not in SET_BY_MATCH:
         return arms
-    first, price = arms[0], _step_price(arms[0], study.match)
-    if first.steps is None or price is None:
-        return [first, *(dataclasses.replace(arm, steps=None) for arm in arms[1:])]
-    budget = first.steps * price
-    return [first, *(_matched(arm, budget, study.match) for arm in arms[1:])]
+    firsts = {stage[0].stage: stage[0] for stage in by_stage(arms)}
+    return [_matched(arm, firsts[arm.stage], study.match) for arm in arms]
+
+
+def by_stage(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """The arms that are compared with each other: all, or with stages those of each."""
+    found: dict[str | None, list[Arm]] = {}
+    for arm in arms:
+        found.setdefault(arm.stage, []).append(arm)
+    return list(found.values())
 
 
 def check_known(arms: Sequence[Arm], what: str) -> None:
@@ -110,9 +125,12 @@ def with_arms(study: Study, arms: Sequence[Arm]) -> Study:
     Raises:
         ValueError: two cells have become the same run.
     """
-    planned = iter([cell for arm in arms for cell in arm.cells])
-    by_order = {id(c): next(planned) for cells in study.arms() for c in cells}
-    cells = [by_order.get(id(c), c) for c in study.cells]
+    changed = {
+        old.name: new.config
+        for cells, arm in zip(study.arms(), arms, strict=True)
+        for old, new in zip(cells, arm.cells, strict=True)
+    }
+    cells = with_configs(study.cells, changed)
     check_distinct(cells)
     return dataclasses.replace(study, cells=cells)
 
@@ -130,6 +148,11 @@ def with_steps(config: RunConfig, steps: int, images: int) -> RunConfig:
 
 def equality(what: str, arms: Sequence[Arm]) -> str:
     """How equal the arms are planned to be, in words."""
+    stages = [(stage[0].stage, _equality(what, stage)) for stage in by_stage(arms)]
+    return "; ".join(words if name is None else f"{name}: {words}" for name, words in stages)
+
+
+def _equality(what: str, arms: Sequence[Arm]) -> str:
     if what == "epochs":
         return f"{arms[0].config.train.epochs:g} each"
     if what == "params":
@@ -159,10 +182,13 @@ def _step_price(arm: Arm, what: str) -> float | None:
     return arm.facts.flops and arm.facts.flops * arm.config.train.batch_size
 
 
-def _matched(arm: Arm, budget: float, what: str) -> Arm:
-    price, images = _step_price(arm, what), arm.facts.images
-    if price is None or images is None:
+def _matched(arm: Arm, first: Arm, what: str) -> Arm:
+    if arm is first:
+        return arm
+    price, images, whole = _step_price(arm, what), arm.facts.images, _step_price(first, what)
+    if price is None or images is None or whole is None or first.steps is None:
         return dataclasses.replace(arm, steps=None)
+    budget = first.steps * whole
     steps = max(1, round(budget / price))
     if abs(steps * price / budget - 1) > WITHIN:
         raise ValueError(

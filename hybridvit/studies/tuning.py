@@ -44,7 +44,7 @@ def tuned_arms(study: Study) -> list[list[Cell]]:
     if not study.tune:
         return []
     last = study.stages[-1] if study.stages else None
-    return [cells for cells in study.arms() if cells[0].arm.get("stage") == last]
+    return [cells for cells in study.arms() if cells[0].stage == last]
 
 
 def tuning_cells(study: Study) -> list[list[Cell]]:

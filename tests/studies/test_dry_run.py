@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from two_stems import STUDY, TINY
+from two_stems import STUDY, TINY, read
 
 from hybridvit.studies.dry_run import dry_run
 from hybridvit.studies.grid import read_study
@@ -42,3 +42,21 @@ def test_data_that_are_not_here_are_planned_for_but_not_matched(tmp_path: Path) 
     assert "cifar10 at 32 x 32 px is not here" in printed
     with pytest.raises(ValueError, match="cifar10 at 32 x 32 px is not here"):
         plan(study, tmp_path / "out")
+
+
+def test_arms_are_compared_within_their_stage(tmp_path: Path) -> None:
+    stages = "stages: {small: {}, large: {data: {args: {image_size: 16}}}}\n"
+    printed = dry_run(read(tmp_path / "s", "flops", STUDY + stages), tmp_path / "out")
+    table = {line.rpartition("px")[0].split("  ")[0]: line.split() for line in printed.splitlines()}
+    tokens = {name: line[4] for name, line in table.items() if name.startswith(("linear", "res"))}
+    assert tokens == {
+        "linear / small": "16",
+        "linear / large": "64",
+        "resnet / small": "16",
+        "resnet / large": "64",
+    }
+    assert "differ in token counts" not in printed
+    (equal,) = [line for line in printed.splitlines() if line.startswith("match: flops")]
+    assert equal.count("all arms within") == 2
+    assert "small: " in equal
+    assert "; large: " in equal

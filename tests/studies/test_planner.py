@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
 import pytest
-from two_stems import FACTS, read
+from two_stems import FACTS, TINY, read
 
 from hybridvit import build
 from hybridvit.analysis import cost
-from hybridvit.config import RunConfig
+from hybridvit.config import RunConfig, config_hash
 from hybridvit.engine.fit import total_steps
 from hybridvit.studies.cells import run_study
 from hybridvit.studies.facts import key_of
@@ -80,3 +81,62 @@ def test_equal_images_are_other_epochs_of_a_smaller_set(tmp_path: Path) -> None:
     assert [c.config.train.epochs for c in study.cells] == [8, 16]  # of 1,294 and 647 images
     same = read(tmp_path / "s", "epochs", text)
     assert plan(same, tmp_path / "other").cells == same.cells
+
+
+STAGES = """
+title: T
+question: Q
+config: digits.yaml
+stages:
+  pretrain: {objective: {name: simmim, args: {unit: 1}}, train: {epochs: 8}}
+  probe: {optim: {freeze: [model.stem, model.encoder]}, train: {epochs: 12}}
+axes:
+  stem:
+    linear: {}
+    conv: {stem: {name: conv, args: {channels: [16], strides: [2]}}}
+  lr:
+    low: {probe: {optim: {lr: 1e-3}}}
+    high: {probe: {optim: {lr: 1e-2}}}
+seeds: [0, 1]
+"""
+SMALL = [text for text in TINY if "epochs" not in text or "warmup" in text]
+
+
+def test_stages_are_matched_one_by_one_and_start_from_each_other(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    study = plan(read(tmp_path / "s", "flops", STAGES, over=SMALL), out)
+    known = {c.name: c for c in study.cells}
+    assert len(known) == 2 * (2 + 4)
+    for cell in study.cells:
+        assert cell.name.endswith(config_hash(cell.config))
+        assert cell.after == cell.config.init
+        if cell.after is not None:
+            first = known[cell.after]
+            assert first.stage == "pretrain"
+            assert (first.arm["stem"], first.config.seed) == (cell.arm["stem"], cell.config.seed)
+    epochs: dict[str | None, set[float]] = {}
+    spent: dict[str | None, list[int]] = {}
+    assert run_study(study, out, only="-seed0") == []
+    for cell in (c for c in study.cells if c.config.seed == 0):
+        summary = json.loads((out / cell.name / "summary.json").read_text())
+        flops = json.loads((out / cell.name / "run.json").read_text())["model"]["flops"]
+        epochs.setdefault(cell.stage, set()).add(cell.config.train.epochs)
+        image = flops["forward"] + flops["backward"]
+        spent.setdefault(cell.stage, []).append(image * summary["images"])
+        if cell.stage == "probe":  # nothing but the head has a gradient
+            assert flops["backward"] == 2 * 10 * 16
+    assert {stage: len(found) for stage, found in epochs.items()} == {"pretrain": 2, "probe": 2}
+    assert 8 in epochs["pretrain"]
+    assert 12 in epochs["probe"]
+    for found in spent.values():
+        assert max(found) <= 1.01 * min(found)
+    kept = json.loads((out / "plan.json").read_text())
+    assert sorted(arm["flops"] for arm in kept["arms"]) == sorted(itertools.chain(*spent.values()))
+
+
+def test_stages_have_budgets_of_their_own(tmp_path: Path) -> None:
+    study = read(tmp_path / "s", "epochs", STAGES, over=SMALL)
+    assert plan(study, tmp_path / "out").cells == study.cells
+    other = STAGES.replace("{lr: 1e-3}", "{lr: 1e-3}, train: {epochs: 3}")
+    with pytest.raises(ValueError, match="linear / low / probe: 3, linear / high / probe: 12"):
+        plan(read(tmp_path / "t", "epochs", other, over=SMALL), tmp_path / "out2")

@@ -280,11 +280,16 @@ seeds: [3, 4]
 """
 
 
-def test_of_stages_the_last_is_tuned_from_the_first_seeds_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("match", ["", "match: flops\n"])
+def test_of_stages_the_last_is_tuned_from_the_first_seeds_weights(
+    tmp_path: Path, match: str
+) -> None:
     def result(cell: Cell) -> float:
         return cell.config.optim.lr
 
-    study, failed, ran = run(read(tmp_path / "s", STAGES), tmp_path / "out", result)
+    study, failed, ran = run(
+        read(tmp_path / "s", STAGES + match, over=["train.epochs=20"]), tmp_path / "out", result
+    )
     assert failed == []
     names = ran.names()
     assert names[:6] == [

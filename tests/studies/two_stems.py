@@ -42,8 +42,10 @@ FACTS = Facts(
 )
 
 
-def read(folder: Path, match: str, text: str = STUDY, seeds: int | None = None) -> Study:
+def read(
+    folder: Path, match: str, text: str = STUDY, seeds: int | None = None, over: list[str] = TINY
+) -> Study:
     folder.mkdir(exist_ok=True)
     path = folder / "study.yaml"
     path.write_text(f"{text}match: {match}\n")
-    return read_study(path, TINY, seeds)
+    return read_study(path, over, seeds)
