@@ -161,21 +161,22 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    from hybridvit.studies import planner
-    from hybridvit.studies.cells import run_study
+    from hybridvit.studies.dry_run import dry_run
     from hybridvit.studies.executors.local import Local
     from hybridvit.studies.grid import read_study
+    from hybridvit.studies.planner import plan
+    from hybridvit.studies.tuning import run_tuned
 
     if arguments.probe and not arguments.dry_run:
         raise ValueError("--probe times the arms for --dry-run; give both")
     study = read_study(arguments.file, arguments.overrides, arguments.seeds)
     out = arguments.out or Path("runs") / study.name
     if arguments.dry_run:
-        print(planner.dry_run(study, out, probe=arguments.probe))
+        print(dry_run(study, out, probe=arguments.probe))
         return 0
     executor = Local(study.threads, arguments.jobs)
-    study = planner.plan(study, out)
-    failed = run_study(
+    study = plan(study, out)
+    study, failed = run_tuned(
         study, out, only=arguments.only, retry_failed=arguments.retry_failed, executor=executor
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +67,9 @@ def measure(objective: Objective, image_size: tuple[int, int], images: int = 2) 
             torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
         ):
             loss = meta(batch).loss
-        with FlopCounterMode(display=False) as backward:
+        convolution = torch.ops.aten.convolution_backward
+        mapping = {convolution: _convolution_backward}
+        with FlopCounterMode(display=False, custom_mapping=mapping) as backward:
             loss.backward()
     except RuntimeError as error:  # NotImplementedError is one
         # x[mask], .item() and the like need values, which meta tensors have not. Any other error
@@ -79,6 +83,31 @@ def measure(objective: Objective, image_size: tuple[int, int], images: int = 2) 
         backward.get_total_flops() // images,
         activations // images,
     )
+
+
+def _convolution_backward(
+    grad_shape: list[int],
+    x_shape: list[int],
+    weight_shape: list[int],
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    wanted: list[bool],
+    *,
+    out_shape: Any,
+) -> int:
+    """As many for each gradient, of input and weight, as the convolution took forward.
+
+    torch's own formula takes the weight of a convolution in groups for a whole one: a depthwise
+    convolution of C channels would cost C times too much.
+    """
+    positions = x_shape if transposed else grad_shape
+    once = 2 * positions[0] * math.prod(positions[2:]) * math.prod(weight_shape)
+    return once * sum(wanted[:2])
 
 
 def memory_bytes(parameters: int, activations: int, *, ema: bool) -> int:

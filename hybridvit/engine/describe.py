@@ -17,6 +17,7 @@ from hybridvit.data.dataset import AbsentData, Dataset
 from hybridvit.data.loader import eval_batches
 from hybridvit.data.splits import Split, fingerprint, subset
 from hybridvit.encoder.model import Encoder
+from hybridvit.engine.optim import freeze
 from hybridvit.registry import Parts
 
 ASSUMED_CLASSES = 1000
@@ -33,6 +34,7 @@ def describe(config: RunConfig) -> str:
     config = build.resolve(config, parts)
     spec, data, batch = _data(config, parts)
     objective = build.make_objective(config, parts, spec)
+    freeze(objective, config.optim.freeze)
     model = describe_model(objective, spec, config)
     given_away = describe_leakage(objective, batch)
     parameters = model["parameters"]

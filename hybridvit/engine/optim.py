@@ -21,7 +21,7 @@ def make_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Opt
         ValueError: a prefix in `freeze` or `lr_factors` that matches no parameter, or nothing
             left to train.
     """
-    _freeze(objective, config.freeze)
+    freeze(objective, config.freeze)
     groups = parameter_groups(objective, config)
     if not groups:
         raise ValueError("optim.freeze leaves no parameter to train; freeze less")
@@ -87,7 +87,13 @@ def schedule(step: int, steps: int, warmup: int, kind: str) -> float:
     return 1 - progress if kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
 
-def _freeze(objective: Objective, prefixes: list[str]) -> None:
+def freeze(objective: Objective, prefixes: list[str]) -> None:
+    """Let all parameters below the prefixes stay as they are; they then have no gradient, which
+    saves a part of the backward pass.
+
+    Raises:
+        ValueError: a prefix that no parameter has.
+    """
     for prefix in prefixes:
         _check_prefix(objective, prefix, "optim.freeze")
         for name, parameter in objective.named_parameters():

@@ -62,6 +62,7 @@ def train(
     name: str,
     out: Path | None = None,
     arm: dict[str, str] | None = None,
+    tunes: bool = False,
     show: bool = True,
 ) -> Outcome:
     """Run a config to its end, or on from where it stopped.
@@ -70,6 +71,7 @@ def train(
         name: of the config, for the record and the default directory.
         out: the run directory; by default `runs/<name>-<hash>`.
         arm: the run's values on a study's axes.
+        tunes: the run is to choose values by, so it is scored on validation alone.
         show: a progress bar, or plain lines where the output is no terminal.
 
     Raises:
@@ -86,7 +88,9 @@ def train(
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         session = Session(config, parts, directory, show)
-        record = new_record("train", name, config_hash(config), config.seed, plugins)
+        record = new_record(
+            "tune" if tunes else "train", name, config_hash(config), config.seed, plugins
+        )
         record["arm"] = arm or {}
         record["data"] = describe_data(
             session.dataset, len(session.train_split), len(session.val_split)
@@ -168,7 +172,8 @@ class Session:
             if self.config.train.tensorboard:
                 self.tensorboard = _tensorboard(self.directory.path)
             progress = self.fit()
-            results = self.final_results()
+            tunes = record["kind"] == "tune"
+            results = self.validation() if tunes else self.final_results()
         except Stopped as stopped:
             self._close(record, "stopped", str(stopped))
             again = "run the same command again to go on"
@@ -253,21 +258,24 @@ class Session:
             self.say(f"step {step}/{total_steps(self.config, self.length)}  {shown_text}")
 
     def evaluate(self, step: int) -> None:
-        """Validation accuracy, or a k-NN probe where the model has no head."""
-        if len(self.val_split) == 0:
-            return
+        """Log what the model is worth on the validation images, if that can be said."""
+        values = self.validation()
+        if values:
+            self.log(step, values)
+
+    def validation(self) -> dict[str, float]:
+        """Validation accuracy, or that of a k-NN probe where the model has no head."""
         model = self.evaluated()
+        metric = validation_metric(model, self.config)
+        if len(self.val_split) == 0 or metric is None:
+            return {}
         with self.fabric.autocast():
             if model.head is not None:
-                values = {"val/accuracy": self.head_accuracy(model, self.val_split)}
-            elif "knn" in self.config.eval.probes:
-                bank = probes.extract(model, self.batches(self.train_split))
-                val = probes.extract(model, self.batches(self.val_split))
-                predicted = probes.knn(bank, val[0], len(self.dataset.classes))
-                values = {"val/knn": accuracy(predicted, val[1])}
-            else:
-                return
-        self.log(step, values)
+                return {metric: self.head_accuracy(model, self.val_split)}
+            bank = probes.extract(model, self.batches(self.train_split))
+            val = probes.extract(model, self.batches(self.val_split))
+            predicted = probes.knn(bank, val[0], len(self.dataset.classes))
+            return {metric: accuracy(predicted, val[1])}
 
     def final_results(self) -> dict[str, float]:
         """Accuracy and probes on the test split, which nothing has looked at before."""
@@ -330,13 +338,7 @@ class Session:
     def evaluated(self) -> HybridViT:
         """The network that evaluation looks at, of the moving average where there is one."""
         objective = self.objective if self.average is None else self.average.module
-        network = getattr(objective, self.objective.evaluated, None)
-        if not isinstance(network, HybridViT):
-            raise ValueError(
-                f"objective {self.config.objective.name!r} declares evaluated="
-                f"{self.objective.evaluated!r}, which is no HybridViT of its own"
-            )
-        return network
+        return evaluated(objective, self.config)
 
     @property
     def network(self) -> str:
@@ -397,6 +399,28 @@ class Session:
 
     def _close(self, record: dict[str, Any], status: str, error: str | None) -> None:
         self.directory.write_record({**record, "status": status, "error": error})
+
+
+def evaluated(objective: Any, config: RunConfig) -> HybridViT:
+    """The network of an objective that evaluation looks at.
+
+    Raises:
+        ValueError: the objective names none of its own.
+    """
+    network = getattr(objective, objective.evaluated, None)
+    if not isinstance(network, HybridViT):
+        raise ValueError(
+            f"objective {config.objective.name!r} declares evaluated="
+            f"{objective.evaluated!r}, which is no HybridViT of its own"
+        )
+    return network
+
+
+def validation_metric(model: HybridViT, config: RunConfig) -> str | None:
+    """What is said of a model's validation images; none without a head or a k-NN probe."""
+    if model.head is not None:
+        return "val/accuracy"
+    return "val/knn" if "knn" in config.eval.probes else None
 
 
 def _sentence(results: dict[str, float]) -> str:

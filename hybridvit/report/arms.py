@@ -95,13 +95,17 @@ def group(runs: Sequence[Run]) -> list[Arm]:
     return arms
 
 
-def compare(arms: Sequence[Arm]) -> list[Comparison]:
+def compare(arms: Sequence[Arm], tuned: tuple[str, ...] = ()) -> list[Comparison]:
     """Hybrid against pure stems first, then training against the untrained encoder.
 
     All of them are claims of one page: their verdicts and intervals hold together.
+
+    Args:
+        tuned: config keys that each arm chose for itself, in which arms that are compared may
+            differ.
     """
     found = []
-    for hybrid, pure in _stem_pairs(arms):
+    for hybrid, pure in _stem_pairs(arms, tuned):
         shared = [m for m in hybrid.metrics() if m in pure.metrics()]
         for metric in shared:
             found.append(
@@ -146,19 +150,19 @@ def _paired(
     return Comparison(kind, arm, other, metric, seeds, alone, alone)
 
 
-def _stem_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """(hybrid, pure) arms whose configs differ in the stem only.
+def _stem_pairs(arms: Sequence[Arm], tuned: tuple[str, ...]) -> list[tuple[Arm, Arm]]:
+    """(hybrid, pure) arms whose configs differ in the stem only, or in what they chose.
 
     Arms without such a partner may be paired across training lengths, because a study that matches
     FLOPs or seconds sets them by stem; a caveat then says so. So may arms that started from runs
     with their own stem.
     """
-    pairs = _pairs_by(arms, leave_out=("stem",))
+    pairs = _pairs_by(arms, leave_out=("stem", *tuned))
     paired = {id(arm) for pair in pairs for arm in pair}
     rest = [arm for arm in arms if id(arm) not in paired]
     return pairs + [
         (hybrid, pure)
-        for hybrid, pure in _pairs_by(rest, leave_out=("stem", "init", *BUDGET))
+        for hybrid, pure in _pairs_by(rest, leave_out=("stem", "init", *BUDGET, *tuned))
         if _differing_axes(hybrid.first, pure.first) <= 1
     ]
 

@@ -7,20 +7,25 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hybridvit.report import tuning
 from hybridvit.report.arms import Arm, Comparison
 from hybridvit.report.leakage import leaked
 from hybridvit.report.runs import Run
 from hybridvit.report.tables import rows
+from hybridvit.studies.choices import Choice
 from hybridvit.studies.statistics import MIN_SEEDS, detectable
 
 
-def caveats(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> list[str]:
+def caveats(
+    arms: Sequence[Arm], comparisons: Sequence[Comparison], choices: Sequence[Choice] = ()
+) -> list[str]:
     """All that holds, the gravest first, each once."""
     found = [
         *_leaking(arms),
         *_unfinished(arms),
         *_unpaired_seeds(comparisons),
         *_uneven(comparisons),
+        *tuning.warnings(choices),
         *_environments(arms, comparisons),
         *_too_few(arms),
         *_below_pixels(arms),

@@ -23,10 +23,11 @@ COSTS: tuple[tuple[str, Cost], ...] = (
 )
 # What a study may match: in words, and of a run.
 MATCHED: dict[str, tuple[str, Cost]] = {
+    "epochs": ("epochs", lambda r: r.epochs),
     "flops": ("training FLOPs", lambda r: r.training_flops),
     "seconds": ("training seconds", lambda r: r.train_seconds),
     "images": ("images seen", lambda r: r.images),
-    "params": ("parameters", lambda r: r.parameters),
+    "params": ("parameters of stem and encoder", lambda r: r.compared_parameters),
 }
 SAME_COST = 0.01  # relative; arms closer than that are no points of one curve
 
@@ -91,16 +92,24 @@ def crossovers(comparisons: Iterable[Comparison], cost: Cost) -> list[Crossover]
 
 
 def matched(arms: Sequence[Arm], match: str | None) -> str | None:
-    """How equal the arms of a study that matches a cost came out; none where it is not known."""
+    """How equal the arms of a study that matches a cost came out, with stages stage by stage;
+    none where it is not known."""
     if match not in MATCHED:
         return None
     words, cost = MATCHED[match]
-    known = [cost(run) for arm in arms if not arm.is_pixels for run in arm.runs if run.is_complete]
-    values = [x for x in known if x is not None and x > 0]
-    if not values or len(values) < len(known):
+    stages: dict[str | None, list[float | None]] = {}
+    for run in (r for arm in arms if not arm.is_pixels for r in arm.runs if r.is_complete):
+        stages.setdefault(run.stage, []).append(cost(run))
+    apart = []
+    for stage, known in stages.items():
+        values = [x for x in known if x is not None and x > 0]
+        if len(values) < len(known):
+            return None
+        text = f"{100 * (max(values) / min(values) - 1):.2g} %"
+        apart.append(text if stage is None else f"{text} ({stage})")
+    if not apart:
         return None
-    apart = 100 * (max(values) / min(values) - 1)
-    return f"Arms are matched by {words} and came out within {apart:.2g} % of each other"
+    return f"Arms are matched by {words} and came out within {', '.join(apart)} of each other"
 
 
 def _family(c: Comparison) -> str:

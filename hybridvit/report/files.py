@@ -46,6 +46,9 @@ def markdown(report: Report) -> str:
             lines += ["", f"## {_md(plot['title'])}", "", *(f"- {_md(x)}" for x in plot["lines"])]
     if report.leakage:
         lines += ["", "## Mixing and leakage", "", *_table(LEAKAGE_HEADINGS, report.leakage)]
+    if report.tuning:
+        lines += ["", "## Tuning", "", _md(report.tuning_note), ""]
+        lines += _table(report.tuning[0], report.tuning[1:])
     if report.caveats:
         lines += ["", "## What to doubt", "", *(f"- {_md(c)}" for c in report.caveats)]
     runs: list[tuple[str, ...]] = [

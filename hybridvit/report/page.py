@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hybridvit.report import comparisons, examples, leakage, tables
+from hybridvit.report import comparisons, examples, leakage, tables, tuning
 from hybridvit.report.arms import Arm, Comparison, compare, group, varying
 from hybridvit.report.caveats import caveats, environment
 from hybridvit.report.cost import matched
@@ -31,6 +31,7 @@ SECTIONS = (
     ("plots", "Plots"),
     ("reconstructions", "Reconstructions"),
     ("leakage", "Mixing and leakage"),
+    ("tuning", "Tuning"),
     ("caveats", "What to doubt"),
     ("configs", "What differs"),
     ("provenance", "Provenance"),
@@ -65,7 +66,7 @@ class Report:
 
     @cached_property
     def caveats(self) -> list[str]:
-        return caveats(self.arms, self._comparisons)
+        return caveats(self.arms, self._comparisons, self.plan.tuning)
 
     @cached_property
     def plan(self) -> Plan:
@@ -102,6 +103,16 @@ class Report:
         return leakage.table(self.arms)
 
     @cached_property
+    def tuning(self) -> list[tuple[str, ...]]:
+        """What each arm tried on validation, under headings; nothing where none did."""
+        choices = self.plan.tuning
+        return [tuning.HEADINGS, *tuning.table(choices)] if choices else []
+
+    @cached_property
+    def tuning_note(self) -> str:
+        return tuning.note(self.plan.tuning)
+
+    @cached_property
     def hint(self) -> str | None:
         return tables.longer_hint(self._comparisons, self.longer)
 
@@ -133,7 +144,7 @@ class Report:
 
     @cached_property
     def _comparisons(self) -> list[Comparison]:
-        return compare(self.arms)
+        return compare(self.arms, tuning.keys(self.plan.tuning))
 
 
 def render(report: Report) -> str:
@@ -173,6 +184,8 @@ def render(report: Report) -> str:
         "pictures_left_out": left_out,
         "leakage_headings": leakage.HEADINGS,
         "leakage": report.leakage,
+        "tuning": report.tuning,
+        "tuning_note": report.tuning_note,
         "mixing": leakage.pictures(models, MAX_PICTURES),
         "shades": [(f"{100 * c:g} %", leakage.opacity(c)) for c in (0.001, 0.01, 0.1, 1)],
         "differing": _differing(models),
@@ -190,6 +203,7 @@ def render(report: Report) -> str:
         "reconstructions": pictures or left_out,
         "comparisons": report.comparisons,
         "leakage": report.leakage,
+        "tuning": report.tuning,
         "caveats": report.caveats,
         "configs": context["differing"],
     }

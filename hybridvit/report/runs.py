@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hybridvit.studies.choices import Choice, from_plain
+
 SCHEMA = 1  # of run.json and summary.json
 MAX_RECORD = 1 << 20  # bytes of a JSON or YAML file
 MAX_METRICS = 64 << 20  # bytes of metrics.jsonl
@@ -25,7 +27,7 @@ MAX_PIXELS = 1 << 24  # of a figure: a small file can unpack to gigabytes
 MAX_DEPTH = 4  # folders below a path in which runs are looked for
 PNG = b"\x89PNG\r\n\x1a\n"
 STATUSES = ("complete", "running", "stopped", "diverged", "failed")
-KINDS = ("train", "pixels")
+KINDS = ("train", "pixels", "tune")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,24 @@ class Run:
     @property
     def parameters(self) -> int | None:
         return _count(self.section("model", "parameters"), "total")
+
+    @property
+    def compared_parameters(self) -> int | None:
+        """Of stem and encoder: heads, decoders and teachers come and go with the objective."""
+        parts = [_count(self.section("model", "parameters"), p) for p in ("stem", "encoder")]
+        return None if None in parts else sum(p or 0 for p in parts)
+
+    @property
+    def stage(self) -> str | None:
+        """Of a study that has stages."""
+        value = self.arm.get("stage")
+        return value if isinstance(value, str) else None
+
+    @property
+    def epochs(self) -> float | None:
+        """How often training has seen its images."""
+        length = _count(self.section("data"), "train")
+        return self.images / length if self.images is not None and length else None
 
     @property
     def flops(self) -> int | None:
@@ -129,6 +149,7 @@ class Plan:
 
     match: str | None = None  # the cost that was made equal
     smallest_difference: float | None = None  # of interest, in percentage points
+    tuning: tuple[Choice, ...] = ()  # what arms chose on validation
 
 
 def part_name(config: dict[str, Any], part: str) -> str:
@@ -194,7 +215,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Runs at the paths: run directories, or folders that hold some up to four levels below.
 
     Runs of one kind with the same hash are the same experiment and count once: a complete one if
-    there is one, else the first. A note says so where their results differ.
+    there is one, else the first. A note says so where their results differ. Runs that tuned are no
+    results and are left out; the study's plan.json says what they showed.
 
     Raises:
         ValueError: a path does not exist or holds no run, or a run is broken.
@@ -211,6 +233,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
             )
         for directory in directories:
             run = read_run(directory)
+            if run.kind == "tune":
+                continue
             key = (run.kind, run.hash)  # a pixel baseline has the hash of the config it is given
             known = found.get(key)
             found[key] = run if known is None else _one_of(known, run)
@@ -293,6 +317,7 @@ def read_plan(runs: Sequence[Run]) -> Plan:
     return Plan(
         match if isinstance(match, str) else None,
         smallest if smallest is not None and smallest > 0 else None,
+        tuple(from_plain(content.get("tuning"))),
     )
 
 

@@ -7,7 +7,7 @@ import fnmatch
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hybridvit.config import config_hash
@@ -76,13 +76,13 @@ def run_study(
     return failed
 
 
-def select(cells: list[Cell], only: str | None) -> list[Cell]:
-    """The cells whose name has a part that matches a pattern, with * for anything.
+def select(cells: Sequence[Cell], only: str | None) -> list[Cell]:
+    """The cells that are named.
 
     Raises:
-        ValueError: none has.
+        ValueError: none is.
     """
-    found = [c for c in cells if fnmatch.fnmatchcase(c.name, f"*{only or ''}*")]
+    found = named(cells, only)
     if not found:
         names = [c.name.rpartition("-")[0] for c in cells]
         raise ValueError(
@@ -90,6 +90,11 @@ def select(cells: list[Cell], only: str | None) -> list[Cell]:
             f"a cell is called {names[-1]}"
         )
     return found
+
+
+def named(cells: Sequence[Cell], only: str | None) -> list[Cell]:
+    """The cells whose name has a part that matches a pattern, with * for anything."""
+    return [c for c in cells if fnmatch.fnmatchcase(c.name, f"*{only or ''}*")]
 
 
 def place(cell: Cell, out: Path) -> Place:
@@ -118,7 +123,10 @@ def run_cell(cell: Cell, out: Path) -> None:
         if cell.kind == "pixels":
             outcome = pixel_baseline(config, folder)
         else:
-            outcome = train(config, name=cell.name, out=folder, arm=cell.arm, show=False)
+            tunes = cell.kind == "tune"
+            outcome = train(
+                config, name=cell.name, out=folder, arm=cell.arm, tunes=tunes, show=False
+            )
     except Exception as error:  # whatever ends a cell must not end the study; it is shown as failed
         is_mistake = isinstance(error, ValueError)
         kind = "" if is_mistake else f"{type(error).__name__}: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,8 @@ from hybridvit.config import RunConfig
 from hybridvit.registry import fits, suggest, type_name
 from hybridvit.studies.status import study_name
 
+TUNING_SEED = 2**32 - 1  # of tuning runs, which no result comes from
+OWN_LABELS = ("stage", "tune")  # of cells, beside their axes
 Match = Literal["epochs", "images", "flops", "params", "seconds"]
 KEYS: dict[str, Any] = {
     "title": str,
@@ -29,6 +31,7 @@ KEYS: dict[str, Any] = {
     "exclude": list[dict[str, Any]],
     "seeds": list[int],
     "match": Match,
+    "tune": dict[str, list[Any]],
     "smallest_difference": float,
     "threads": int,
     "pixels": bool,
@@ -47,13 +50,18 @@ class Cell:
     name: str
     config: RunConfig
     arm: dict[str, str]
-    kind: str = "train"
+    kind: str = "train"  # or pixels, or tune: a run that is scored on validation alone
     after: str | None = None  # the cell whose weights it starts from
 
     @property
     def label(self) -> str:
         """The arm in words."""
         return " / ".join(self.arm.values()) or "all"
+
+    @property
+    def stage(self) -> str | None:
+        """Of a study that has stages."""
+        return self.arm.get("stage")
 
     def with_config(self, config: RunConfig) -> Cell:
         """The same cell under another config, and hence another hash."""
@@ -71,6 +79,8 @@ class Study:
         threads: per cell; as many cells run at once as the cores allow.
         match: the cost that is equal in all arms; none: whatever their configs say.
         smallest_difference: between arms that would matter, in percentage points, for the report.
+        stages: names of the parts of each chain of cells; none where a cell is a chain.
+        tune: candidates of each key of which every arm chooses on validation.
     """
 
     name: str
@@ -81,6 +91,8 @@ class Study:
     cells: list[Cell] = field(default_factory=list)
     match: Match | None = None
     smallest_difference: float | None = None
+    stages: tuple[str, ...] = ()
+    tune: dict[str, list[Any]] = field(default_factory=dict)
 
     def arms(self) -> list[list[Cell]]:
         """Cells that differ in their seed only, arm by arm, in the order of the file."""
@@ -107,6 +119,7 @@ def read_study(path: Path, overrides: list[str], seeds: int | None = None) -> St
         raise ValueError(f"no study file {str(path)!r}; experiments/ holds the shipped ones")
     content = configs.read_yaml(path)
     _check(content, path)
+    _check_untuned(configs.dotlist(overrides), content, "an override", path)
     base_path = path.parent / content["config"]
     base = configs.compose(base_path if base_path.is_file() else configs.find(content["config"]))
     threads = content.get("threads", 1)
@@ -133,6 +146,8 @@ def read_study(path: Path, overrides: list[str], seeds: int | None = None) -> St
         cells,
         content.get("match"),
         content.get("smallest_difference"),
+        tuple(content.get("stages", {})),
+        content.get("tune", {}),
     )
 
 
@@ -166,6 +181,21 @@ def _chain(
             labels["stage"] = stage
         chain.append(_cell("-".join([*labels.values(), seed]), merged, labels, after=after))
     return chain
+
+
+def with_configs(cells: Sequence[Cell], changed: Mapping[str, RunConfig]) -> list[Cell]:
+    """The cells, in their order, with the configs given by name. What starts from a cell whose
+    name changes by that starts from the new one."""
+    renamed: dict[str, str] = {}
+    found = []
+    for cell in cells:
+        config, after = changed.get(cell.name, cell.config), cell.after
+        if after is not None:
+            after = renamed[after]
+            config = dataclasses.replace(config, init=after)
+        found.append(dataclasses.replace(cell.with_config(config), after=after))
+        renamed[cell.name] = found[-1].name
+    return found
 
 
 def check_distinct(cells: list[Cell]) -> None:
@@ -241,6 +271,7 @@ def _check(content: dict[str, Any], path: Path) -> None:
     _check_numbers(content, path)
     _check_axes(content["axes"], path)
     _check_stages(content, path)
+    _check_tune(content, path)
     for key in ("include", "exclude"):
         for condition in content.get(key, []):
             _check_condition(condition, content["axes"], f"{path}: {key}")
@@ -249,6 +280,8 @@ def _check(content: dict[str, Any], path: Path) -> None:
 def _check_numbers(content: dict[str, Any], path: Path) -> None:
     if content.get("threads", 1) < 1:
         raise ValueError(f"{path}: threads={content['threads']} should be at least 1")
+    if content.get("tune") and TUNING_SEED in content.get("seeds", []):
+        raise ValueError(f"{path}: seeds: {TUNING_SEED} is that of tuning; choose another")
     if not content.get("seeds", [0]):
         raise ValueError(f"{path}: seeds is empty; give at least one, and three for an interval")
     if (smallest := content.get("smallest_difference")) is not None and smallest <= 0:
@@ -257,6 +290,8 @@ def _check_numbers(content: dict[str, Any], path: Path) -> None:
 
 def _check_axes(axes: dict[str, Any], path: Path) -> None:
     for axis, values in axes.items():
+        if axis in OWN_LABELS:
+            raise ValueError(f"{path}: no axis may be called {axis!r}, which cells are labelled by")
         if not isinstance(values, dict) or not values:
             raise ValueError(f"{path}: axis {axis!r} should map names to overrides")
         for value, layer in values.items():
@@ -279,13 +314,38 @@ def _check_stages(content: dict[str, Any], path: Path) -> None:
             )
         if not all(isinstance(part, dict) for part in (own, *(x.get(stage, {}) for x in layers))):
             raise ValueError(f"{path}: stage {stage!r} should be a set of overrides")
-    if stages and content.get("match") not in (None, "params"):
-        raise ValueError(
-            f"{path}: match: {content['match']} and stages do not go together; set train.epochs of "
-            "each stage"
-        )
-    if stages and "stage" in content["axes"]:
-        raise ValueError(f"{path}: with stages, no axis may be called 'stage'")
+
+
+def _check_tune(content: dict[str, Any], path: Path) -> None:
+    """Of the optimizer alone: nothing else leaves what is compared, and what it costs, alone."""
+    valid = [f"optim.{name}" for name in configs.OptimConfig.__dataclass_fields__]
+    for key, candidates in content.get("tune", {}).items():
+        if key not in valid:
+            raise ValueError(
+                f"{path}: tune: {key!r} is no key of optim{suggest(key, valid)}; "
+                f"valid: {', '.join(valid)}"
+            )
+        plain = all(isinstance(value, bool | int | float | str) for value in candidates)
+        if len(candidates) < 2 or not plain:
+            raise ValueError(
+                f"{path}: tune: {key}={candidates} should list two or more numbers or names"
+            )
+        for value in candidates:
+            if candidates.count(value) > 1:
+                raise ValueError(f"{path}: tune: {key} lists {value} twice")
+            configs.validate({"optim": {key.partition(".")[2]: value}})
+    for axis, values in content["axes"].items():
+        for value, layer in values.items():
+            for part in (layer, *(layer.get(stage, {}) for stage in content.get("stages", {}))):
+                _check_untuned(part, content, f"{axis}={value}", path)
+
+
+def _check_untuned(layer: Any, content: dict[str, Any], where: str, path: Path) -> None:
+    for key in content.get("tune", {}):
+        if OmegaConf.select(OmegaConf.create(layer), key) is not None:
+            raise ValueError(
+                f"{path}: {key} is tuned, and {where} sets it, too; take it out of one of them"
+            )
 
 
 def _check_condition(condition: dict[str, Any], axes: dict[str, Any], where: str) -> None:

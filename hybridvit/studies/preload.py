@@ -8,7 +8,7 @@ import sklearn.neighbors
 import hybridvit.engine.pixels
 import hybridvit.engine.run
 import hybridvit.studies.cells
-import hybridvit.studies.planner
+import hybridvit.studies.timing
 from hybridvit.engine.runlog import git_state
 
 # Remembers the commit of the code that was just imported. Nothing here may touch a GPU: CUDA that

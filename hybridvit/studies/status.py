@@ -93,7 +93,7 @@ def remaining(places: Sequence[Place], states: Sequence[State], slots: int) -> f
     left = [
         (1 - now.share) * (statistics.fmean(whole[p.label]) if p.label in whole else typical)
         for p, now in zip(places, states, strict=True)
-        if now.status not in ENDED and p.kind == "train"
+        if now.status not in ENDED and p.kind != "pixels"
     ]
     return max([sum(left) / max(1, slots), *left], default=0.0)
 

@@ -1,59 +1,118 @@
+from __future__ import annotations
+
+import hand_counts as by_hand
 import pytest
 import torch
-from conftest import make_objective
+import torch.nn.functional as F
+from conftest import OWN_PARTS, make_objective
+from hand_counts import DEPTH, HIDDEN, D, Flops, N
+from torch import Tensor
 
+from hybridvit import build
 from hybridvit.analysis import cost
+from hybridvit.contracts import Objective
+from hybridvit.engine.optim import freeze
 
-
-def hand_count(n: int, d: int, hidden: int, depth: int, patch_values: int, read: int) -> int:
-    """Forward multiply-adds of a ViT with a linear stem and n patches up to its last norm, times 2.
-    Only `read` of its tokens are queries of the last block and pass its MLP."""
-    tokens = n + 1
-    blocks = [tokens] * (depth - 1) + [read]
-    spent = sum(
-        queries * d * d  # q
-        + tokens * d * 2 * d  # k, v
-        + 2 * queries * tokens * d  # scores and weighted sum
-        + queries * d * d  # projection
-        + 2 * queries * d * hidden
-        for queries in blocks
-    )
-    return 2 * (n * patch_values * d + spent)
-
-
-def test_forward_flops_equal_a_hand_count() -> None:
-    objective = make_objective()
-    expected = hand_count(16, 16, 64, 2, 48, read=1) + 2 * 16 * 10  # the class token; the head
-    assert cost.measure(objective, (16, 16)).forward_flops == expected
-
-
-def test_backward_is_twice_forward_but_for_the_first_layer() -> None:
-    # Every product needs two in the backward pass; the stem's needs none for the images.
-    objective = make_objective()
-    spent = cost.measure(objective, (16, 16))
-    assert spent.backward_flops == 2 * spent.forward_flops - 2 * 16 * 48 * 16
-
-
-def test_masked_prediction_counts_its_head() -> None:
-    # 8 of 16 patches are read, and get 512 outputs each.
-    expected = hand_count(16, 16, 64, 2, 48, read=8) + 2 * 16 * 8 * 512
-    assert cost.measure(make_objective("masked_patch"), (16, 16)).forward_flops == expected
-
-
-def test_convolution_flops_equal_a_hand_count() -> None:
-    args = {
-        "width": 0.125,
-        "blocks": [],
-        "root_kernel": 3,
-        "root_stride": 1,
-        "root_pool": False,
-        "patch": 4,
+PARTS = build.make_parts([OWN_PARTS])[0]
+IMAGES = 2  # of a batch: contrastive losses cost more for each where there are more
+ARGS: dict[str, dict[str, object]] = {
+    "mae": {
+        "decoder_dim": by_hand.MAE_DIM,
+        "decoder_depth": by_hand.MAE_DEPTH,
+        "decoder_heads": 2,
     }
-    objective = make_objective(stem="resnet", stem_args={**args, "strides": None})
-    linear = cost.measure(make_objective(), (16, 16)).forward_flops - 2 * 16 * 48 * 16
-    root = 2 * 16 * 16 * 3 * 9 * 8
-    projection = 2 * 16 * (8 * 16) * 16
-    assert cost.measure(objective, (16, 16)).forward_flops == linear + root + projection
+}
+
+
+def counted(objective: Objective, images: int = IMAGES) -> Flops:
+    spent = cost.measure(objective, (by_hand.SIDE, by_hand.SIDE), images)
+    assert spent.forward_flops is not None
+    assert spent.backward_flops is not None
+    return Flops(spent.forward_flops, spent.backward_flops)
+
+
+@pytest.mark.parametrize("objective", PARTS.objectives.factories)
+@pytest.mark.parametrize("stem", PARTS.stems.factories)
+def test_every_stem_and_objective_against_a_count_by_hand(stem: str, objective: str) -> None:
+    made = make_objective(objective, stem, **ARGS.get(objective, {}))
+    assert counted(made) == by_hand.OBJECTIVES[objective](stem, IMAGES)
+
+
+@pytest.mark.parametrize("stem", PARTS.stems.factories)
+def test_a_teacher_is_counted_without_a_backward_pass(stem: str) -> None:
+    made = make_objective("masked_patch", stem, target="features")
+    assert counted(made) == by_hand.masked_features(stem, IMAGES)
+
+
+@pytest.mark.parametrize("stem", ["resnet", "conv", "overlap", "cct", "convnext"])
+def test_masks_inside_a_stem_save_nothing(stem: str) -> None:
+    made = make_objective("simmim", stem, stem_args={"masked": True})
+    assert counted(made) == by_hand.simmim(stem, IMAGES)
+
+
+def test_negatives_are_those_of_the_micro_batch() -> None:
+    for images in (2, 8):
+        assert counted(make_objective("simclr"), images) == by_hand.simclr("linear", images)
+
+
+def test_what_is_frozen_has_no_backward_pass() -> None:
+    objective = make_objective()
+    freeze(objective, ["model.stem", "model.encoder"])
+    head = by_hand.product(1, D, by_hand.CLASSES, 1)
+    forward = by_hand.supervised("linear", IMAGES).forward
+    assert counted(objective) == Flops(forward, head.backward)
+    freeze(objective, ["model.head.weight"])  # its bias alone is left
+    assert counted(objective) == Flops(forward, 0)
+
+
+def test_fused_attention_counts_as_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a third party's network may call, and torch's counter has a formula of its own for."""
+    plain = counted(make_objective())
+
+    def fused(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+    monkeypatch.setattr("hybridvit.encoder.attention.attend", fused)
+    assert counted(make_objective()) == plain
+
+
+def variant(**args: object) -> Flops:
+    return counted(make_objective(encoder_args=args))
+
+
+def whole(blocks: Flops) -> Flops:
+    return by_hand.stem("linear") + blocks + by_hand.product(1, D, by_hand.CLASSES)
+
+
+def test_variants_of_the_encoder_against_counts_by_hand() -> None:
+    tokens, side = 1 + N, by_hand.SIDE // by_hand.PATCH
+    block = by_hand.block
+    # The last block computes the class token alone,
+    assert variant(registers=3) == whole(block(tokens + 3) + block(tokens + 3, read=1))
+    assert variant(class_token=False, pool="mean") == whole(block(N) * DEPTH)
+    gated = block(tokens, gated=True) + block(tokens, gated=True, read=1)
+    assert variant(mlp="swiglu") == whole(gated)
+    room = by_hand.product(tokens, D, D - 4)
+    concat = variant(position_combine="concat", position_dim=4)
+    assert concat == whole(by_hand.encoder(read=1) + room)
+    # but all tokens where attention depends on their places.
+    # A patch attends to its line and the class token, that one to all.
+    pairs = N * (side + 1) + tokens
+    assert variant(attention="axial") == whole(block(tokens, pairs=pairs) * DEPTH)
+    # Each query with all offsets.
+    offsets = by_hand.product(N * (2 * N - 1), D, 1)
+    assert variant(position="relative") == whole((block(tokens) + offsets) * DEPTH)
+    assert variant(position="relative_bias") == whole(block(tokens) * DEPTH)
+    assert variant(position="rope_2d", heads=1) == whole(block(tokens) * DEPTH)
+
+
+def test_attention_pooling_against_a_count_by_hand() -> None:
+    # Its query is the same for all images and projected once for a batch.
+    query = by_hand.product(1 / IMAGES, D, D)
+    keys = by_hand.product(N, D, 2 * D) + by_hand.product(N, D, 1) * 2
+    rest = by_hand.product(1, D, D) + by_hand.product(1, D, HIDDEN) + by_hand.product(1, HIDDEN, D)
+    expected = whole(by_hand.encoder() + query + keys + rest)
+    assert variant(pool="map") == expected
 
 
 def test_counting_leaves_the_model_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from hybridvit import config
+from hybridvit import build, config
 from hybridvit.config import RunConfig
+from hybridvit.data.dataset import Dataset
 from hybridvit.engine import checkpoint
 from hybridvit.engine import fit as fit_module
 from hybridvit.engine.run import train
@@ -75,6 +78,33 @@ def test_a_run_leaves_its_whole_record(tmp_path: Path) -> None:
     assert list((outcome.path / "figures").glob("reconstructions-*.png"))
     kept = list((outcome.path / "checkpoints").iterdir())
     assert [p.name for p in kept] == ["step-00000040"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "metric"), [("supervised", "val/accuracy"), ("masked_patch", "val/knn")]
+)
+def test_a_run_that_tunes_never_looks_at_the_test_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, metric: str
+) -> None:
+    class Untouched:
+        def __len__(self) -> int:
+            return 1
+
+    made = build.make_dataset
+
+    def without_test(*args: Any) -> Dataset:
+        return dataclasses.replace(made(*args), test=Untouched())
+
+    monkeypatch.setattr(build, "make_dataset", without_test)
+    settings = load(f"objective.name={objective}", "eval.probes=[knn,linear]")
+    outcome = train(settings, name="digits", out=tmp_path / "run", tunes=True, show=False)
+    assert outcome.status == "complete"
+    assert read(outcome.path, "run.json")["kind"] == "tune"
+    results = read(outcome.path, "summary.json")["results"]
+    assert results == {metric: lines(outcome.path)[-1][metric]}
+    assert not (outcome.path / "predictions.json").exists()
+    with pytest.raises(AttributeError, match="Untouched"):
+        train(settings, name="digits", out=tmp_path / "other", show=False)
 
 
 def test_the_recorded_config_gives_the_same_run(tmp_path: Path) -> None:

@@ -143,6 +143,38 @@ def test_how_equal_matched_arms_came_out(tmp_path: Path) -> None:
     assert "came out within 0.2 % of each other" in page
 
 
+def test_equal_epochs_and_parameters_have_a_sentence_too(tmp_path: Path) -> None:
+    for stem, images, length, encoder in (("linear", 5000, 1000, 90), ("conv", 2525, 500, 93)):
+        parts = {"stem": 10, "encoder": encoder, "total": 10_000 if stem == "conv" else 200}
+        write_run(
+            tmp_path,
+            stem,
+            results={"test/accuracy": 0.5},
+            summary={"images": images},
+            record={"data": {"train": length}, "model": {"parameters": parts}},
+        )
+    arms = arms_of(tmp_path)
+    words = "and came out within"
+    assert matched(arms, "epochs") == f"Arms are matched by epochs {words} 1 % of each other"
+    assert matched(arms, "params") == (
+        f"Arms are matched by parameters of stem and encoder {words} 3 % of each other"
+    )
+
+
+def test_stages_are_each_matched_for_itself(tmp_path: Path) -> None:
+    for stage, budgets in (("pretrain", (5000, 5010)), ("probe", (900, 900))):
+        for stem, images in zip(("linear", "conv"), budgets, strict=True):
+            arm = {"stem": stem, "stage": stage}
+            results = {"test/accuracy": 0.5}
+            config = {"objective": {"args": {"x": stage}}}
+            write_run(tmp_path, stem, results=results, config=config, record={"arm": arm},
+                      summary={"images": images})  # fmt: skip
+    assert matched(arms_of(tmp_path), "images") == (
+        "Arms are matched by images seen and came out within 0.2 % (pretrain), 0 % (probe) of each "
+        "other"
+    )
+
+
 def test_front_and_crossover_are_on_the_page(tmp_path: Path) -> None:
     write_sizes(
         tmp_path,

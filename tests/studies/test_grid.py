@@ -194,9 +194,9 @@ def test_arms_that_differ_later_share_their_first_stage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("seeds: [0]", "match: flops", "match: flops and stages do not go together"),
         ("  probe: {optim", "  optim: {optim", "that is no section of a config"),
         ("low: {probe: {optim: {lr: 1e-3}}}", "low: {probe: 3}", "should be a set of overrides"),
+        ("  stem:", "  stage:", "no axis may be called 'stage'"),
     ],
 )
 def test_a_bad_stage_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:

@@ -1,65 +1,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
 import pytest
+from two_stems import FACTS, TINY, read
 
 from hybridvit import build
 from hybridvit.analysis import cost
-from hybridvit.config import RunConfig
+from hybridvit.config import RunConfig, config_hash
 from hybridvit.engine.fit import total_steps
-from hybridvit.studies import planner
 from hybridvit.studies.cells import run_study
-from hybridvit.studies.grid import Study, read_study
-from hybridvit.studies.planner import Facts
+from hybridvit.studies.facts import key_of
+from hybridvit.studies.planner import plan
 from hybridvit.studies.status import study_status
-
-STUDY = """
-title: T
-question: Q
-config: digits.yaml
-axes:
-  stem:
-    linear: {}
-    resnet:
-      stem:
-        name: resnet
-        args:
-          {width: 0.25, blocks: [1], strides: [2], root_kernel: 3, root_stride: 1, root_pool: false}
-seeds: [0]
-"""
-TINY = [
-    "encoder.args.dim=16",
-    "encoder.args.depth=1",
-    "encoder.args.heads=1",
-    "train.epochs=8",
-    "eval.epochs=100",
-    "optim.warmup_epochs=0.5",
-]
-FACTS = Facts(
-    data="digits",
-    images=1000,
-    tokens=16,
-    patch_px=2,
-    parameters=1000,
-    compared=1000,
-    flops=10**6,
-    memory=10**6,
-    seconds_per_step=0.1,
-)
-
-
-def read(folder: Path, match: str, text: str = STUDY, seeds: int | None = None) -> Study:
-    folder.mkdir(exist_ok=True)
-    path = folder / "study.yaml"
-    path.write_text(f"{text}match: {match}\n")
-    return read_study(path, TINY, seeds)
 
 
 def counted_flops(config: RunConfig) -> int:
-    """Of one training image, without the planner."""
+    """Of one training image, without the matching."""
     parts, _ = build.make_parts([])
     spec = build.make_dataset(config, parts).spec()
     spent = cost.measure(build.make_objective(config, parts, spec), spec.image_size)
@@ -70,7 +30,7 @@ def counted_flops(config: RunConfig) -> int:
 
 def test_arms_matched_in_flops_cost_the_same_and_end_their_own_schedules(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    study = planner.plan(read(tmp_path / "s", "flops"), out)
+    study = plan(read(tmp_path / "s", "flops"), out)
     assert run_study(study, out) == []
     spent, steps = [], []
     for cell in study.cells:
@@ -96,123 +56,87 @@ def test_arms_matched_in_flops_cost_the_same_and_end_their_own_schedules(tmp_pat
 def test_a_plan_is_measured_once(tmp_path: Path) -> None:
     out = tmp_path / "out"
     study = read(tmp_path / "s", "seconds")
-    first, second = (planner._key(cells[0].config) for cells in study.arms())
+    first, second = (key_of(cells[0].config) for cells in study.arms())
     speeds = {first: 0.01, second: 0.03}
     measured = {k: vars(dataclasses.replace(FACTS, seconds_per_step=s)) for k, s in speeds.items()}
     out.mkdir()
     (out / "plan.json").write_text(json.dumps({"measured": measured}))
-    planned = planner.plan(study, out)  # measuring would not find 0.03
+    planned = plan(study, out)  # measuring would not find 0.03
     linear, resnet = planned.cells
     assert total_steps(linear.config, 1000) == round(8 * 1000 / 64) == 125
     assert total_steps(resnet.config, 1000) == 42  # a third
     # More seeds of the same arms need no other plan.
-    more = planner.plan(read(tmp_path / "s", "seconds", seeds=3), out)
+    more = plan(read(tmp_path / "s", "seconds", seeds=3), out)
     assert {c.name for c in planned.cells} < {c.name for c in more.cells}
     assert {c.config.train.epochs for c in more.arms()[1]} == {resnet.config.train.epochs}
     (out / "plan.json").write_text("{")
     with pytest.raises(ValueError, match=r"plan\.json is broken"):
-        planner.plan(study, out)
-
-
-def test_seconds_are_those_of_a_step(tmp_path: Path) -> None:
-    (cells, _) = read(tmp_path / "s", "seconds").arms()
-    config = dataclasses.replace(
-        cells[0].config, train=dataclasses.replace(cells[0].config.train, threads=None)
-    )
-    planner.time_steps(config, 5, 20, tmp_path / "timed")
-    result = json.loads((tmp_path / "timed" / "result.json").read_text())
-    assert 1e-5 < result["seconds_per_step"] < 1
-    assert result["memory"] > 1 << 20
-    lines = (tmp_path / "timed" / "run" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["step"] == 25
-    # Behind the first lap, images/s and seconds a step are one thing.
-    rates = [json.loads(line)["images_per_second"] for line in lines[1:]]
-    assert result["seconds_per_step"] == pytest.approx(sum(64 / r for r in rates) / 4)
+        plan(study, out)
 
 
 def test_equal_images_are_other_epochs_of_a_smaller_set(tmp_path: Path) -> None:
     axes = "axes: {size: {all: {}, half: {data: {train_images: 647}}}}"
     text = f"title: T\nquestion: Q\nconfig: digits.yaml\n{axes}\nseeds: [0]\n"
-    study = planner.plan(read(tmp_path / "s", "images", text), tmp_path / "out")
+    study = plan(read(tmp_path / "s", "images", text), tmp_path / "out")
     assert [c.config.train.epochs for c in study.cells] == [8, 16]  # of 1,294 and 647 images
     same = read(tmp_path / "s", "epochs", text)
-    assert planner.plan(same, tmp_path / "other").cells == same.cells
+    assert plan(same, tmp_path / "other").cells == same.cells
 
 
-def match(tmp_path: Path, what: str, *changes: dict[str, object]) -> list[planner.Arm]:
-    facts = [dataclasses.replace(FACTS, **change) for change in changes]  # type: ignore[arg-type]
-    return planner.match(read(tmp_path / "s", what), facts)
+STAGES = """
+title: T
+question: Q
+config: digits.yaml
+stages:
+  pretrain: {objective: {name: simmim, args: {unit: 1}}, train: {epochs: 8}}
+  probe: {optim: {freeze: [model.stem, model.encoder]}, train: {epochs: 12}}
+axes:
+  stem:
+    linear: {}
+    conv: {stem: {name: conv, args: {channels: [16], strides: [2]}}}
+  lr:
+    low: {probe: {optim: {lr: 1e-3}}}
+    high: {probe: {optim: {lr: 1e-2}}}
+seeds: [0, 1]
+"""
+SMALL = [text for text in TINY if "epochs" not in text or "warmup" in text]
 
 
-def test_a_step_costs_what_its_batch_costs(tmp_path: Path) -> None:
-    arms = match(tmp_path, "flops", {"flops": 10**6}, {"flops": 4 * 10**6})
-    assert [a.steps for a in arms] == [125, 31]
-    assert [a.flops for a in arms] == [125 * 64 * 10**6, 31 * 64 * 4 * 10**6]
-    batch = read(tmp_path / "s", "flops").cells[1]
-    study = read(tmp_path / "s", "flops")
-    halved = dataclasses.replace(
-        batch.config, train=dataclasses.replace(batch.config.train, batch_size=32)
-    )
-    study = dataclasses.replace(study, cells=[study.cells[0], batch.with_config(halved)])
-    assert [a.steps for a in planner.match(study, [FACTS, FACTS])] == [125, 250]
-
-
-def test_what_cannot_be_matched_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"resnet would take 4\.17 steps, too few"):
-        match(tmp_path, "flops", {}, {"flops": 30 * 10**6})
-    with pytest.raises(ValueError, match=r"linear: 1,000, resnet: 1,051"):
-        match(tmp_path, "params", {}, {"compared": 1051})
-    arms = match(tmp_path, "params", {}, {"compared": 1049})
-    assert [a.config.train.epochs for a in arms] == [8, 8]
-    text = STUDY.replace("linear: {}", "linear: {train: {epochs: 3}}")
-    path = tmp_path / "s" / "study.yaml"
-    for what, words in (
-        ("flops", "sets the epochs of every arm but"),
-        ("epochs", "linear: 3, res"),
-    ):
-        path.write_text(f"{text}match: {what}\n")
-        with pytest.raises(ValueError, match=words):
-            planner.plan(read_study(path, []), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("steps", [1, 7, 605, 123_457, 10**7 + 1])
-def test_epochs_with_few_digits_are_the_steps_asked_for(steps: int) -> None:
-    for images in (1, 647, 1294, 50_000, 1_281_167):
-        config = planner.with_steps(RunConfig(), steps, images)
-        assert total_steps(config, images) == steps
-        assert config.train.epochs == pytest.approx(steps * 128 / images, rel=0.5)
-
-
-def test_a_dry_run_shows_each_arm_and_writes_nothing(tmp_path: Path) -> None:
+def test_stages_are_matched_one_by_one_and_start_from_each_other(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    text = STUDY.replace("linear: {}", "linear: {stem: {args: {patch: 4}}}")
-    text = text.replace("digits.yaml", "long.yaml")
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "long.yaml").write_text("extends: [digits.yaml]\ntrain: {epochs: 80}\n")
-    (tmp_path / "s" / "study.yaml").write_text(f"{text}match: flops\n")
-    study = read_study(tmp_path / "s", [t for t in TINY if "train.epochs" not in t])
-    lines = planner.dry_run(study, out).splitlines()
-    assert not out.exists()
-    table = {line.split()[0]: line.split() for line in lines[1:] if line}
-    assert table["linear"][:5] == ["linear", "1", "4", "4", "px"]
-    assert table["resnet"][:5] == ["resnet", "1", "16", "2", "px"]
-    planned = planner.plan(study, out)
-    assert f"{planned.cells[1].config.train.epochs:g}" in table["resnet"]
-    printed = "\n".join(lines)
-    for words in ("differ in token counts", "4 in linear; 16 in resnet", "differ in strides"):
-        assert words in printed
-    assert "differ in data" not in printed
-    assert max(map(len, lines[:5])) <= 120
+    study = plan(read(tmp_path / "s", "flops", STAGES, over=SMALL), out)
+    known = {c.name: c for c in study.cells}
+    assert len(known) == 2 * (2 + 4)
+    for cell in study.cells:
+        assert cell.name.endswith(config_hash(cell.config))
+        assert cell.after == cell.config.init
+        if cell.after is not None:
+            first = known[cell.after]
+            assert first.stage == "pretrain"
+            assert (first.arm["stem"], first.config.seed) == (cell.arm["stem"], cell.config.seed)
+    epochs: dict[str | None, set[float]] = {}
+    spent: dict[str | None, list[int]] = {}
+    assert run_study(study, out, only="-seed0") == []
+    for cell in (c for c in study.cells if c.config.seed == 0):
+        summary = json.loads((out / cell.name / "summary.json").read_text())
+        flops = json.loads((out / cell.name / "run.json").read_text())["model"]["flops"]
+        epochs.setdefault(cell.stage, set()).add(cell.config.train.epochs)
+        image = flops["forward"] + flops["backward"]
+        spent.setdefault(cell.stage, []).append(image * summary["images"])
+        if cell.stage == "probe":  # nothing but the head has a gradient
+            assert flops["backward"] == 2 * 10 * 16
+    assert {stage: len(found) for stage, found in epochs.items()} == {"pretrain": 2, "probe": 2}
+    assert 8 in epochs["pretrain"]
+    assert 12 in epochs["probe"]
+    for found in spent.values():
+        assert max(found) <= 1.01 * min(found)
+    kept = json.loads((out / "plan.json").read_text())
+    assert sorted(arm["flops"] for arm in kept["arms"]) == sorted(itertools.chain(*spent.values()))
 
 
-def test_data_that_are_not_here_are_planned_for_but_not_matched(tmp_path: Path) -> None:
-    data = [f"data={{name: cifar10, args: {{root: {tmp_path}, image_size: 32}}}}"]
-    (tmp_path / "s").mkdir()
-    path = tmp_path / "s" / "study.yaml"
-    path.write_text(f"{STUDY}match: flops\n")
-    study = read_study(path, [*TINY, *data])
-    printed = planner.dry_run(study, tmp_path / "out")
-    assert "cifar10 at 32 x 32 px is not here" in printed
-    with pytest.raises(ValueError, match="cifar10 at 32 x 32 px is not here"):
-        planner.plan(study, tmp_path / "out")
+def test_stages_have_budgets_of_their_own(tmp_path: Path) -> None:
+    study = read(tmp_path / "s", "epochs", STAGES, over=SMALL)
+    assert plan(study, tmp_path / "out").cells == study.cells
+    other = STAGES.replace("{lr: 1e-3}", "{lr: 1e-3}, train: {epochs: 3}")
+    with pytest.raises(ValueError, match="linear / low / probe: 3, linear / high / probe: 12"):
+        plan(read(tmp_path / "t", "epochs", other, over=SMALL), tmp_path / "out2")

@@ -1,0 +1,97 @@
+"""What an arm of a study is and costs before it is trained, counted without training it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from hybridvit import build
+from hybridvit.analysis import cost
+from hybridvit.config import RunConfig, config_hash
+from hybridvit.contracts import DataSpec
+from hybridvit.data.dataset import AbsentData
+from hybridvit.engine.describe import ASSUMED_CLASSES, describe_model
+from hybridvit.engine.optim import freeze
+from hybridvit.registry import Parts
+from hybridvit.studies.grid import Study
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an arm is and costs before it is trained; None where that cannot be known here.
+
+    `flops` are those of one image, forward and backward. `compared` are the parameters of stem
+    and encoder: heads, decoders and teachers come and go with the objective.
+    """
+
+    data: str
+    images: int | None  # to train on
+    tokens: int
+    patch_px: int
+    parameters: int
+    compared: int
+    flops: int | None
+    memory: int | None  # bytes
+    seconds_per_step: float | None = None
+    hardware: dict[str, Any] | None = None  # that the seconds were measured on
+
+
+def known(study: Study, kept: dict[str, Facts]) -> list[Facts]:
+    """What was kept of each arm, or is counted now."""
+    data: dict[str, tuple[DataSpec, int | None]] = {}
+    found = []
+    for cells in study.arms():
+        key = key_of(cells[0].config)
+        found.append(kept[key] if key in kept else _count(cells[0].config, data))
+    return found
+
+
+def key_of(config: RunConfig) -> str:
+    """What names the facts of an arm, which neither seed nor length changes."""
+    train = dataclasses.replace(config.train, epochs=1.0)
+    return config_hash(dataclasses.replace(config, seed=0, init=None, train=train))
+
+
+def _count(config: RunConfig, data: dict[str, tuple[DataSpec, int | None]]) -> Facts:
+    parts, _ = build.make_parts(config.plugins)
+    key = json.dumps(dataclasses.asdict(config.data), sort_keys=True)
+    if key not in data:
+        data[key] = data_of(config, parts)
+    spec, images = data[key]
+    objective = build.make_objective(config, parts, spec)
+    freeze(objective, config.optim.freeze)
+    model = describe_model(objective, spec, config)
+    parameters, flops = model["parameters"], model["flops"]
+    is_counted = flops["forward"] is not None
+    memory = None
+    if is_counted:
+        micro_batch = config.train.batch_size // config.train.accumulate
+        activations = model["activation_bytes"] * micro_batch
+        memory = cost.memory_bytes(
+            parameters["total"], activations, ema=config.train.ema is not None
+        )
+    return Facts(
+        data=f"{config.data.name} at {spec.image_size[0]} x {spec.image_size[1]} px",
+        images=images,
+        tokens=model["tokens"],
+        patch_px=model["patch_px"],
+        parameters=parameters["total"],
+        compared=parameters["stem"] + parameters["encoder"],
+        flops=flops["forward"] + flops["backward"] if is_counted else None,
+        memory=memory,
+    )
+
+
+def data_of(config: RunConfig, parts: Parts) -> tuple[DataSpec, int | None]:
+    """What the model must fit, and how many images train; a set that is not here may still be
+    planned for, if the config says its image size."""
+    try:
+        dataset = build.make_dataset(config, parts)
+    except AbsentData:
+        size = config.data.args.get("image_size")
+        if not size:
+            raise
+        return DataSpec(ASSUMED_CLASSES, (size, size), 3, (0.5,) * 3, (0.5,) * 3), None
+    return dataset.spec(), len(build.make_splits(config, dataset)[0])

@@ -1,0 +1,23 @@
+"""plan.json, beside a study's cells: what was planned, measured and chosen. Replaced whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hybridvit.studies.status import PLAN, read_json
+
+
+def write_plan(out: Path, content: dict[str, Any]) -> None:
+    """Replace plan.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".{PLAN}.tmp"
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, out / PLAN)
+
+
+def update_plan(out: Path, **changed: Any) -> None:
+    """Replace these keys of plan.json."""
+    write_plan(out, {**(read_json(out / PLAN) or {}), **changed})
