@@ -94,8 +94,11 @@ class Arm:
         return None if self.steps is None or speed is None else self.steps * speed
 
 
-def plan(study: Study, out: Path) -> Study:
+def plan(study: Study, out: Path, executor: Executor | None = None) -> Study:
     """The study with matched budgets; what it rests on is measured once and kept in plan.json.
+
+    Args:
+        executor: where the cells will run, and so steps are timed; by default on this machine.
 
     Raises:
         ValueError: the arms cannot be matched.
@@ -106,7 +109,9 @@ def plan(study: Study, out: Path) -> Study:
     if study.match in (*SET_BY_MATCH, "params"):
         facts = _known(study, kept)
         if study.match == "seconds":
-            facts = _timed(study, facts, WARMUP_STEPS, TIMED_STEPS, Local(study.threads, 1))
+            out.mkdir(parents=True, exist_ok=True)  # which any machine of the executor can read
+            executor = executor or Local(study.threads)
+            facts = _timed(study, facts, WARMUP_STEPS, TIMED_STEPS, executor, out)
         kept |= {k: f for k, f in zip(_keys(study), facts, strict=True) if f.images is not None}
         arms = match(study, facts)
         _check_known(arms, study.match)
@@ -128,7 +133,7 @@ def dry_run(study: Study, out: Path, *, probe: bool = False) -> str:
     facts = _known(study, _kept(out))
     executor = Local(study.threads)
     if probe:
-        facts = _timed(study, facts, 1, PROBE_STEPS - 1, Local(study.threads, 1))
+        facts = _timed(study, facts, 1, PROBE_STEPS - 1, executor)
     arms = match(study, facts)
     lines = [study.title, *_table(arms), "", *_totals(study, arms, executor)]
     return "\n".join([*lines, *(f"Warning: {text}" for text in warnings(study, arms))])
@@ -339,18 +344,28 @@ def _data(config: RunConfig, parts: Parts) -> tuple[DataSpec, int | None]:
 
 
 def _timed(
-    study: Study, facts: Sequence[Facts], warmup: int, steps: int, executor: Executor
+    study: Study,
+    facts: Sequence[Facts],
+    warmup: int,
+    steps: int,
+    executor: Executor,
+    folder: Path | None = None,
 ) -> list[Facts]:
-    """The facts with the seconds of a step, measured one arm after the other where not known."""
+    """The facts with the seconds of a step, measured one arm after the other where not known.
+
+    Args:
+        folder: for files while it lasts; by default the system's.
+    """
     arms = study.arms()
     found = list(facts)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix=".timing-", dir=folder) as scratch:
         places = {cells[0].name: Path(scratch) / cells[0].name for cells in arms}
-        jobs = [
-            Job(cells[0].name, time_steps, (cells[0].config, warmup, steps, places[cells[0].name]))
-            for cells, known in zip(arms, facts, strict=True)
-            if known.seconds_per_step is None
-        ]
+        jobs: list[Job] = []
+        for cells, known in zip(arms, facts, strict=True):
+            if known.seconds_per_step is None:
+                name, config = cells[0].name, cells[0].config
+                after = jobs[-1].name if jobs else None  # none beside another
+                jobs.append(Job(name, time_steps, (config, warmup, steps, places[name]), after))
         executor.run(jobs, watch=lambda running: None, ended=lambda name, code: None)
         for i, cells in enumerate(arms):
             if facts[i].seconds_per_step is not None:
