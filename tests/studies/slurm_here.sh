@@ -11,13 +11,13 @@ shift
 chmod 0755 "$folder" # munged wants it so
 dd if=/dev/urandom of="$folder/munge.key" bs=128 count=1 status=none
 chmod 0400 "$folder/munge.key"
-# Requeued jobs wait for cred_expire seconds. Ports as given, or these.
+# Requeued jobs wait for cred_expire seconds.
 cat >"$folder/slurm.conf" <<CONF
 ClusterName=here
 SlurmctldHost=$host(127.0.0.1)
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
-SlurmctldPort=${SLURM_HERE_PORT:-16817}
-SlurmdPort=$((${SLURM_HERE_PORT:-16817} + 1))
+SlurmctldPort=16817
+SlurmdPort=16818
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge.socket,cred_expire=5
 CredType=cred/munge
@@ -34,6 +34,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 MpiDefault=none
 MailProg=/bin/true
+SchedulerParameters=sched_interval=2,bf_interval=2
 KillWait=15
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$(getconf _NPROCESSORS_ONLN)
 PartitionName=here Nodes=$host Default=YES MaxTime=INFINITE State=UP
@@ -56,13 +57,14 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
-munged --foreground --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
+# In sessions of their own: what stops this script and its command leaves them to `finish`.
+setsid munged --foreground --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
   --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" \
   --seed-file="$folder/munged.seed" >"$folder/munged.out" 2>&1 &
 started=($!)
-slurmctld -D >"$folder/slurmctld.log" 2>&1 &
+setsid slurmctld -D >"$folder/slurmctld.log" 2>&1 &
 started=($! "${started[@]}")
-slurmd -D >"$folder/slurmd.log" 2>&1 &
+setsid slurmd -D >"$folder/slurmd.log" 2>&1 &
 started=($! "${started[@]}")
 for _ in $(seq 60); do
   [ "$(sinfo --noheader --format=%t 2>/dev/null)" != idle ] || break

@@ -115,8 +115,9 @@ class Slurm:
         tasks: list[Any] = []
         try:
             with _outside_of_jobs():
-                for i in range(0, len(jobs), ARRAY):
-                    tasks += executor.submit_array([Resumable(job) for job in jobs[i : i + ARRAY]])
+                calls = [Resumable(pickle.dumps(job)) for job in jobs]
+                for i in range(0, len(calls), ARRAY):
+                    tasks += executor.submit_array(calls[i : i + ARRAY])
         except Exception as error:  # submitit's own kinds, with all that sbatch has printed
             _cancel(tasks, Queue())
             raise ValueError(f"Slurm takes no job: {_reason(str(error))}") from None
@@ -129,17 +130,20 @@ class Resumable:
     Slurm's signals go to all processes of a task. SIGTERM, ahead of a preemption or when it is
     cancelled, is for the child: it saves and ends, and Slurm knows whether the task comes again.
     The signal ahead of the time limit is submitit's: it calls `checkpoint` and requeues the task.
+
+    Args:
+        pickled: the job, which the child alone reads: this process stays small and quick to end.
     """
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, pickled: bytes) -> None:
+        self.pickled = pickled
         self.is_stopped = False
 
     def __call__(self) -> int:
         """Run the job; its exit code."""
         signal.signal(signal.SIGTERM, self._stop)
-        # Forked: all is imported by now, and no thread was started.
-        self.process = multiprocessing.get_context("fork").Process(target=_enter, args=(self.job,))
+        fork = multiprocessing.get_context("fork")
+        self.process = fork.Process(target=_enter, args=(self.pickled,))
         self.process.start()
         self.process.join()
         code = self.process.exitcode or 0
@@ -151,7 +155,7 @@ class Resumable:
         """Let the job save; returns what is called when the task comes again."""
         self.process.terminate()
         self.process.join(SAVE_SECONDS)  # else it goes on from an earlier checkpoint
-        return _submitit().helpers.DelayedSubmission(Resumable(self.job))
+        return _submitit().helpers.DelayedSubmission(Resumable(self.pickled))
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.is_stopped = True
@@ -260,10 +264,11 @@ def _outside_of_jobs() -> Iterator[None]:
         os.environ |= hidden
 
 
-def _enter(job: Job) -> None:
+def _enter(pickled: bytes) -> None:
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # the time limit's, which the parent answers
         signal.signal(number, signal.SIG_IGN)
     with suppress(KeyboardInterrupt), terminable():
+        job: Job = pickle.loads(pickled)
         job.function(*job.args)
         return
     sys.exit(130)
