@@ -107,6 +107,13 @@ def parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--seeds", type=int, metavar="N", help="so many, to extend a study")
     study.add_argument("--jobs", type=int, metavar="N", help="cells at once (default: as fit)")
+    study.add_argument(
+        "--executor", choices=("local", "slurm", "ray"), default="local", help="where cells run"
+    )
+    study.add_argument(
+        "--executor-args", nargs="+", default=[], metavar="KEY=VALUE",
+        help="of sbatch, such as partition=gpu time=240, or of ray: address, cpus, gpus",
+    )  # fmt: skip
     status = add("status", _status, "how far a study is, and how long it will take")
     status.add_argument("study", type=Path, help="its file, or its folder below runs/")
     listed = add("runs", _runs, "list run directories with their sizes, or remove them")
@@ -162,7 +169,7 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 def _study(arguments: argparse.Namespace) -> int:
     from hybridvit.studies.dry_run import dry_run
-    from hybridvit.studies.executors.local import Local
+    from hybridvit.studies.executors.choice import choose
     from hybridvit.studies.grid import read_study
     from hybridvit.studies.planner import plan
     from hybridvit.studies.tuning import run_tuned
@@ -174,8 +181,9 @@ def _study(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(dry_run(study, out, probe=arguments.probe))
         return 0
-    executor = Local(study.threads, arguments.jobs)
-    study = plan(study, out)
+    name, args = arguments.executor, arguments.executor_args
+    executor = choose(name, args, threads=study.threads, slots=arguments.jobs, out=out)
+    study = plan(study, out, executor)
     study, failed = run_tuned(
         study, out, only=arguments.only, retry_failed=arguments.retry_failed, executor=executor
     )

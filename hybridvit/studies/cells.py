@@ -16,6 +16,7 @@ from hybridvit.registry import suggest
 from hybridvit.studies.executors import Executor, Job
 from hybridvit.studies.executors.local import Local
 from hybridvit.studies.grid import Cell, Study
+from hybridvit.studies.needs import Needs, needs
 from hybridvit.studies.status import ERROR, Live, Place, State, is_held, read_json
 
 LOG = ".log"  # what a cell and its libraries print
@@ -44,7 +45,7 @@ def run_study(
     executor = executor or Local(study.threads)
     chosen = select(study.cells, only)
     reused = [c for c in chosen if not (out / c.name).exists() and _reuse(c, out)]
-    live = Live([place(c, out) for c in study.cells], executor.slots)
+    live = Live([place(c, out) for c in study.cells])
     statuses = {c.name: live.known[c.name].status for c in chosen}
     bad = [n for n, s in statuses.items() if s in ("diverged", "failed")]
     complete = [n for n, s in statuses.items() if s == "complete"]
@@ -65,7 +66,8 @@ def run_study(
             failed.append(name)
             live.say(f"cell {name} {_ending(now)}")
 
-    jobs = [Job(name, run_cell, (cell, out), cell.after) for name, cell in cells.items()]
+    taken = _needs(study, out, executor) if cells else {}
+    jobs = [_job(cell, out, taken.get(name)) for name, cell in cells.items()]
     try:
         executor.run(jobs, watch=live.update, ended=ended)
     except KeyboardInterrupt:
@@ -135,6 +137,18 @@ def run_cell(cell: Cell, out: Path) -> None:
             sys.exit(2)
         raise
     sys.exit(0 if outcome.status == "complete" else 1)
+
+
+def _needs(study: Study, out: Path, executor: Executor) -> dict[str, Needs]:
+    """What the cells take, where the executor has to divide this machine by itself."""
+    if not isinstance(executor, Local) or executor.given is not None:
+        return {}
+    return needs(study, out, gpu=executor.gpus > 0)
+
+
+def _job(cell: Cell, out: Path, taken: Needs | None) -> Job:
+    cores, memory = (taken.cores, taken.memory) if taken else (None, None)
+    return Job(cell.name, run_cell, (cell, out), cell.after, cores, memory)
 
 
 def _reuse(cell: Cell, out: Path) -> bool:

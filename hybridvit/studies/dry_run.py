@@ -8,10 +8,9 @@ from pathlib import Path
 from hybridvit.studies.choices import Choice, tried_in_words, values_in_words, warning
 from hybridvit.studies.executors import Executor
 from hybridvit.studies.executors.local import Local
-from hybridvit.studies.facts import known
+from hybridvit.studies.facts import kept_facts, known
 from hybridvit.studies.grid import TUNING_SEED, Study
 from hybridvit.studies.matching import Arm, by_stage, check_budgets, equality, match
-from hybridvit.studies.planner import kept_facts
 from hybridvit.studies.status import columns, duration
 from hybridvit.studies.timing import timed
 from hybridvit.studies.tuning import (
@@ -46,7 +45,7 @@ def dry_run(study: Study, out: Path, *, probe: bool = False) -> str:
     facts = known(study, kept_facts(out))
     executor = Local(study.threads)
     if probe:
-        facts = timed(study, facts, 1, PROBE_STEPS - 1, Local(study.threads, 1))
+        facts = timed(study, facts, 1, PROBE_STEPS - 1, executor)
     arms = match(study, facts)
     lines = [study.title, *_table(arms), "", *_totals(study, arms, executor)]
     lines += _tuning(study, arms, kept_choices(study, out))

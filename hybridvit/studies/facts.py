@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hybridvit import build
@@ -16,6 +17,7 @@ from hybridvit.engine.describe import ASSUMED_CLASSES, describe_model
 from hybridvit.engine.optim import freeze
 from hybridvit.registry import Parts
 from hybridvit.studies.grid import Study
+from hybridvit.studies.status import PLAN, read_json
 
 
 @dataclass(frozen=True)
@@ -95,3 +97,20 @@ def data_of(config: RunConfig, parts: Parts) -> tuple[DataSpec, int | None]:
             raise
         return DataSpec(ASSUMED_CLASSES, (size, size), 3, (0.5,) * 3, (0.5,) * 3), None
     return dataset.spec(), len(build.make_splits(config, dataset)[0])
+
+
+def kept_facts(out: Path) -> dict[str, Facts]:
+    """What plan.json has of arms, by their key.
+
+    Raises:
+        ValueError: it is broken, and with it the budget of runs that may be half done.
+    """
+    path = out / PLAN
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    try:
+        assert content is not None
+        return {key: Facts(**facts) for key, facts in content["measured"].items()}
+    except (AssertionError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is broken; restore it, or remove it to measure anew") from None

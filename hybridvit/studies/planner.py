@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from hybridvit.studies.executors import Executor
 from hybridvit.studies.executors.local import Local
-from hybridvit.studies.facts import Facts, key_of, known
+from hybridvit.studies.facts import Facts, kept_facts, key_of, known
 from hybridvit.studies.grid import Study
 from hybridvit.studies.matching import (
     SET_BY_MATCH,
@@ -18,7 +19,6 @@ from hybridvit.studies.matching import (
     with_arms,
 )
 from hybridvit.studies.plan_file import write_plan
-from hybridvit.studies.status import PLAN, read_json
 from hybridvit.studies.timing import timed
 from hybridvit.studies.tuning import check_validation, kept_choices, planned
 
@@ -26,8 +26,11 @@ SCHEMA = 1
 WARMUP_STEPS, TIMED_STEPS = 5, 20  # to match seconds
 
 
-def plan(study: Study, out: Path) -> Study:
+def plan(study: Study, out: Path, executor: Executor | None = None) -> Study:
     """The study with matched budgets; what it rests on is measured once and kept in plan.json.
+
+    Args:
+        executor: where the cells will run, and so steps are timed; by default on this machine.
 
     Raises:
         ValueError: the arms cannot be matched.
@@ -39,7 +42,9 @@ def plan(study: Study, out: Path) -> Study:
     if study.match in (*SET_BY_MATCH, "params"):
         facts = known(study, kept)
         if study.match == "seconds":
-            facts = timed(study, facts, WARMUP_STEPS, TIMED_STEPS, Local(study.threads, 1))
+            out.mkdir(parents=True, exist_ok=True)  # which any machine of the executor can read
+            executor = executor or Local(study.threads)
+            facts = timed(study, facts, WARMUP_STEPS, TIMED_STEPS, executor, out)
         keys = [key_of(cells[0].config) for cells in study.arms()]
         kept |= {k: f for k, f in zip(keys, facts, strict=True) if f.images is not None}
         arms = match(study, facts)
@@ -47,23 +52,6 @@ def plan(study: Study, out: Path) -> Study:
         study = with_arms(study, arms)
     _write(study, arms, kept, out)
     return study
-
-
-def kept_facts(out: Path) -> dict[str, Facts]:
-    """What plan.json has of arms, by their key.
-
-    Raises:
-        ValueError: it is broken, and with it the budget of runs that may be half done.
-    """
-    path = out / PLAN
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    try:
-        assert content is not None
-        return {key: Facts(**facts) for key, facts in content["measured"].items()}
-    except (AssertionError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is broken; restore it, or remove it to measure anew") from None
 
 
 def _write(study: Study, arms: Sequence[Arm], kept: dict[str, Facts], out: Path) -> None:

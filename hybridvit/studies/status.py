@@ -171,8 +171,8 @@ def study_name(path: Path) -> str:
 class Live:
     """The running cells, drawn anew in place on a terminal; elsewhere a line for each that ends."""
 
-    def __init__(self, places: Sequence[Place], slots: int) -> None:
-        self.places, self.slots = places, slots
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = places
         self.known = {p.folder.name: state(p) for p in places}
         self.is_terminal = sys.stderr.isatty()
         self.drawn, self.last = 0, 0.0
@@ -187,11 +187,13 @@ class Live:
         for place in shown:
             self.known[place.folder.name] = state(place)
         states = [self.known[p.folder.name] for p in self.places]
-        text = [summary(self.places, states, self.slots)]
+        width, height = shutil.get_terminal_size()
+        text = [summary(self.places, states, len(running))]
         text += lines(shown, [self.known[p.folder.name] for p in shown])
-        width = shutil.get_terminal_size().columns - 1
+        if len(text) >= height:  # going up ends at the top of the screen
+            text[height - 2 :] = [f"and {len(text) - height + 2} more"]
         self.clear()
-        sys.stderr.write("".join(f"{line[:width]}\n" for line in text))
+        sys.stderr.write("".join(f"{line[: width - 1]}\n" for line in text))
         sys.stderr.flush()
         self.drawn = len(text)
 

@@ -24,22 +24,31 @@ from hybridvit.studies.status import read_json
 
 
 def timed(
-    study: Study, facts: Sequence[Facts], warmup: int, steps: int, executor: Executor
+    study: Study,
+    facts: Sequence[Facts],
+    warmup: int,
+    steps: int,
+    executor: Executor,
+    folder: Path | None = None,
 ) -> list[Facts]:
     """The facts with the seconds of a step, measured one arm after the other where not known.
+
+    Args:
+        folder: for files while it lasts; by default the system's.
 
     Raises:
         ValueError: an arm that does not train.
     """
     arms = study.arms()
     found = list(facts)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix=".timing-", dir=folder) as scratch:
         places = {cells[0].name: Path(scratch) / cells[0].name for cells in arms}
-        jobs = [
-            Job(cells[0].name, time_steps, (cells[0].config, warmup, steps, places[cells[0].name]))
-            for cells, known in zip(arms, facts, strict=True)
-            if known.seconds_per_step is None
-        ]
+        jobs: list[Job] = []
+        for cells, known in zip(arms, facts, strict=True):
+            if known.seconds_per_step is None:
+                name, config = cells[0].name, cells[0].config
+                after = jobs[-1].name if jobs else None  # none beside another
+                jobs.append(Job(name, time_steps, (config, warmup, steps, places[name]), after))
         executor.run(jobs, watch=lambda running: None, ended=lambda name, code: None)
         for i, cells in enumerate(arms):
             if facts[i].seconds_per_step is not None:

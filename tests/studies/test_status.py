@@ -66,7 +66,7 @@ def test_a_terminal_is_drawn_anew_in_place(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(status, "REDRAW_SECONDS", 0.0)
     monkeypatch.setenv("COLUMNS", "40")
     places = [write(tmp_path / f"a-{i}", {"status": "running"}, LINE) for i in range(2)]
-    live = Live(places, 2)
+    live = Live(places)
     live.update(["a-0", "a-1"])
     first = screen.getvalue()
     assert first.count("\n") == 5  # summary, headings, rule, two cells

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,13 +13,19 @@ class Job:
     job named `after` to end, if that is among those to run.
 
     `function` can be imported, and `args` pickled, so that any machine may run it. A SIGTERM asks
-    it to save and end.
+    it to save and end; called again, it goes on.
+
+    Args:
+        cores: that it keeps busy; by default the executor's threads.
+        memory: bytes of a GPU that it takes at most; by default not known.
     """
 
     name: str
     function: Callable[..., None]
     args: tuple[Any, ...]
     after: str | None = None
+    cores: int | None = None
+    memory: int | None = None
 
 
 class Executor(Protocol):
@@ -37,9 +43,16 @@ class Executor(Protocol):
         """Run all jobs, whether or not some fail.
 
         Args:
-            watch: called every fraction of a second with the names of the running jobs.
+            watch: called every second or more often with the names of the running jobs.
             ended: called once for each job, with its exit code (below 0: killed by that signal).
 
         Raises:
+            ValueError: jobs cannot be sent where they should run.
             KeyboardInterrupt: SIGINT or SIGTERM; the running jobs were asked to end, and did.
         """
+
+
+def ready(waiting: Sequence[Job], running: Iterable[str]) -> list[Job]:
+    """The jobs that wait for no other."""
+    names = {*running, *(job.name for job in waiting)}
+    return [job for job in waiting if job.after not in names]
