@@ -17,7 +17,7 @@ from settings import OURS_ENVIRONMENT
 
 WORKER = Path(__file__).with_name("worker.py")
 REPOSITORY = WORKER.parents[1]
-CLOSING = 10  # seconds to end by itself
+CLOSING = 5  # seconds to end by itself
 
 
 class Process:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from cases import Input
-from noise import noise
+from noise import MEAN, STD, pictures
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from turns import Turns, device, ready
@@ -26,19 +28,26 @@ def inputs(framework: str, job: Input) -> Turns:
         images, _ = next(batches)
         return len(images.to(where))
 
-    # More than the workers have ready when a turn begins.
-    return ready(step, uncounted=4 * job.workers + 2)
+    queue = 2 * job.workers  # batches that the workers make ahead
+    turns = ready(step, uncounted=2 * queue)
+    paced = turns.turn
+
+    def turn(seconds: float) -> float:
+        rate = paced(seconds)
+        time.sleep(2 * queue * job.batch / rate)  # the queue fills before another's turn
+        return rate
+
+    turn(0)
+    return replace(turns, turn=turn)
 
 
 class Pictures(Dataset[tuple[Any, int]]):
     """Random images as torchvision's in-memory sets give them: an array each, made a PIL image."""
 
     def __init__(self, job: Input) -> None:
-        data = noise(job.images, job.image)
-        pixels = data.train.read_many(range(job.images))
+        pixels, labels = pictures(job.images, job.image)
         self.pixels = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        self.labels = data.train.labels.tolist()
-        self.mean, self.std = data.mean, data.std
+        self.labels = labels.tolist()
         self.transform: Callable[[Image.Image], Any] | None = None
 
     def __len__(self) -> int:
@@ -55,17 +64,17 @@ def torchvision_loader(job: Input) -> Iterable[Any]:
     from torchvision import transforms
 
     assert job.policy == "flip"
-    pictures = Pictures(job)
-    pictures.transform = transforms.Compose(
+    data = Pictures(job)
+    data.transform = transforms.Compose(
         [
             transforms.RandomCrop(job.image, padding=4),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            transforms.Normalize(pictures.mean, pictures.std),
+            transforms.Normalize(MEAN, STD),
         ]
     )
     return DataLoader(
-        pictures,
+        data,
         batch_size=job.batch,
         shuffle=True,
         drop_last=True,
@@ -80,9 +89,9 @@ def timm_loader(job: Input) -> Iterable[Any]:
     from timm.data import create_loader
 
     assert job.policy == "randaugment"
-    pictures = Pictures(job)
+    data = Pictures(job)
     loader: Iterable[Any] = create_loader(
-        pictures,
+        data,
         input_size=(3, job.image, job.image),
         batch_size=job.batch,
         is_training=True,
@@ -91,8 +100,8 @@ def timm_loader(job: Input) -> Iterable[Any]:
         hflip=0.5,
         auto_augment=RANDAUGMENT,
         interpolation="bilinear",
-        mean=pictures.mean,
-        std=pictures.std,
+        mean=MEAN,
+        std=STD,
         num_workers=job.workers,
         pin_memory=torch.cuda.is_available(),
         device=device(),

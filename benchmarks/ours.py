@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 from cases import Input, Training
+from torch import Tensor
 from turns import Turns, ready
 
 from hybridvit import config
@@ -66,30 +68,34 @@ def training_config(job: Training, overrides: list[str]) -> RunConfig:
 
 def inputs(job: Input, overrides: list[str]) -> Turns:
     """Augmented batches of a resident set, normalised as the model does it."""
+    batches = normalised(Steps(input_config(job, overrides)))
+    return ready(lambda: len(next(batches)), uncounted=8)
+
+
+def normalised(steps: Steps) -> Iterator[Tensor]:
+    """The images of training batches as they enter a stem."""
+    model = steps.session.objective.model
+    return ((batch.images - model.mean) / model.std for batch in steps.batches)
+
+
+def input_config(job: Input, overrides: list[str]) -> RunConfig:
+    """The config of a job; its model is not trained."""
     policy = {
         "flip": "data.augment={crop: pad, pad: 4, flip: true}",
         "randaugment": "data.augment={crop: resized, scale: [0.08, 1.0], flip: true, "
         "policy: rand, policy_ops: 2, policy_magnitude: 27}",
     }[job.policy]
-    run = config.load(
+    return config.load(
         "base.yaml",
         [
             *data(job.images, job.image, 10, job.batch),
             "stem={name: linear, args: {patch: 4}}",
-            "encoder={name: vit, args: {dim: 8, depth: 1, heads: 1}}",  # not trained
+            "encoder={name: vit, args: {dim: 8, depth: 1, heads: 1}}",
             policy,
             "data.resident=true",
             *overrides,
         ],
     )
-    steps = Steps(run)
-    model = steps.session.objective.model
-
-    def step() -> int:
-        images = next(steps.batches).images
-        return len((images - model.mean) / model.std)
-
-    return ready(step, uncounted=8)
 
 
 def data(images: int, size: int, classes: int, batch: int) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from cases import Training
-from noise import noise
+from noise import MEAN, STD, pictures
 from settings import Setting
 from torch import Tensor, nn
 from turns import Turns, device, ready
@@ -42,10 +42,9 @@ def training(framework: str, job: Training, setting: Setting) -> Turns:
 
 def normalised_batch(job: Training) -> tuple[Tensor, Tensor]:
     """The images that ours trains on, normalised (B, 3, H, W), and labels (B,)."""
-    data = noise(job.batch, job.image, job.classes)
-    pixels = data.train.read_many(range(job.batch)).float() / 255
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
-    return (pixels - mean) / std, data.train.labels
+    pixels, labels = pictures(job.batch, job.image, job.classes)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    return (pixels.float() / 255 - mean) / std, labels
 
 
 def make_optimizer(framework: str, model: nn.Module, setting: Setting) -> torch.optim.Optimizer:

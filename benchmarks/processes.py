@@ -88,7 +88,11 @@ def make_runs(folder: Path, count: int) -> None:
     """`count` finished runs of two arms: one short training each, copied with other seeds."""
     for arm, stem in enumerate(("{name: linear, args: {patch: 2}}", "{name: conv}")):
         first = folder / f"arm{arm}-00"
-        small = ["encoder.args={dim: 16, depth: 1, heads: 2}", "train.epochs=5"]
+        small = [
+            "encoder.args={dim: 16, depth: 1, heads: 2}",
+            "train.epochs=5",
+            "train.log_every=2",
+        ]
         shape = [f"stem={stem}", "data.args.image_size=16"]
         run([*OURS, "train", "digits.yaml", *small, *shape, f"out={first}"])
         record = json.loads((first / "run.json").read_text())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, case in CASES.items():
             print(f"{name:24} {case.device:5} {case.title}: {', '.join(case.contestants)}")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that contestants are ended, too
     code = 0
     for name in arguments.case:
         try:
@@ -122,14 +124,17 @@ def contestants(case: str) -> Iterator[tuple[dict[str, Process], dict[str, str]]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, contestant in CASES[case].contestants.items():
+            started = time.perf_counter()
             process = stack.enter_context(Process(case, name, contestant, folder))
             answer = process.ask(do="build")
+            took = time.perf_counter() - started
             if "skipped" in answer:
                 process.close()
                 skipped[name] = answer["skipped"]
                 print(f"{case}: without {name}: {answer['skipped']}", flush=True)
             else:
                 processes[name] = process
+                print(f"{case}: {name} is ready after {took:.0f} s", flush=True)
         yield processes, skipped
 
 

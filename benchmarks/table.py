@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import results
@@ -38,7 +39,7 @@ def newest(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def device_table(device: str, lines: dict[str, dict[str, Any]]) -> str:
-    """A heading, the machine and the rows of one device."""
+    """A heading, the machine, the rows and the rates of one device."""
     head = [f"### {device}", ""]
     machines = {words(line) for line in lines.values()}
     head += [*(f"{text}." for text in sorted(machines)), ""]
@@ -50,7 +51,7 @@ def device_table(device: str, lines: dict[str, dict[str, Any]]) -> str:
         for case, line in lines.items()
         for name, why in line["skipped"].items()
     ]
-    return "\n".join([*head, *body, "", *missing, *([""] if missing else [])])
+    return "\n".join([*head, *body, "", *missing, *([""] if missing else []), *rates(lines), ""])
 
 
 def cells(row: Row, line: dict[str, Any]) -> str:
@@ -66,6 +67,34 @@ def cells(row: Row, line: dict[str, Any]) -> str:
         reached = {True: "yes", False: "no", None: ""}[results.reached(row, found["median"])]
     rounds = f"{line['rounds']} x {line['seconds']:g} s"
     return f"| {row.what} | {row.against} | {measured} | {goal} | {reached} | {rounds} | {commit} |"
+
+
+def rates(lines: dict[str, dict[str, Any]]) -> list[str]:
+    """What each contestant reached by itself."""
+    head = ["| case | contestant | median [least, most] | memory | |", "|---|---|---|---|---|"]
+    return head + [
+        f"| `{case}` | {name} | {rate(found)} | {found['memory_bytes'] / 2**30:.2f} GiB | "
+        f"{accuracy(found)} |"
+        for case, line in lines.items()
+        for name, found in line["contestants"].items()
+    ]
+
+
+def rate(found: dict[str, Any]) -> str:
+    """A rate and its spread; seconds of a process."""
+    values = sorted(found["rates"])
+    factor, unit = {"images/s": (1.0, "images/s"), "FLOP/s": (1e-9, "GFLOP/s")}.get(
+        found["unit"], (1.0, "s")
+    )
+    if unit == "s":
+        values = sorted(1 / value for value in values)
+    low, high = (f"{factor * values[end]:,.4g}" for end in (0, -1))
+    return f"{factor * median(values):,.4g} [{low}, {high}] {unit}"
+
+
+def accuracy(found: dict[str, Any]) -> str:
+    """How often a whole training was right on the test images, where it is one."""
+    return f"test accuracy {median(found['accuracy']):.1%}" if "accuracy" in found else ""
 
 
 def number(row: Row, value: float) -> str:

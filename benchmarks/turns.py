@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from hybridvit.engine.fit import wait_for_device
-
-WARMUP = 3  # steps until all is compiled and tuned
+WARMUP = 1  # steps until all is compiled and tuned
 
 
 @dataclass
@@ -62,6 +60,12 @@ def ready(step: Callable[[], int], *, uncounted: int = 1, **found: Any) -> Turns
     paced(0)
     reset_memory()
     return Turns(paced, memory_used, found)
+
+
+def wait_for_device() -> None:
+    """Let a GPU finish what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def device() -> torch.device:
