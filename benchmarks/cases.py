@@ -203,7 +203,7 @@ def start_up() -> Case:
     """How long commands take that train nothing."""
     contestants = {"import torch": Contestant("torch", "as it comes", Command("import"))}
     for what in ("help", "list", "report"):
-        contestants[what] = Contestant("ours", "best", Command(what))  # type: ignore[arg-type]
+        contestants[what] = Contestant("ours", "best", Command(what))
     rows = (
         Row("hybridvit --help", "", "seconds", "help", goal=0.3),
         Row(

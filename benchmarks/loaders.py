@@ -86,10 +86,10 @@ def torchvision_loader(job: Input) -> Iterable[Any]:
 
 def timm_loader(job: Input) -> Iterable[Any]:
     """timm's loader, which normalises on the device."""
-    from timm.data import create_loader
+    from timm.data.loader import create_loader
 
     assert job.policy == "randaugment"
-    data = Pictures(job)
+    data: Any = Pictures(job)
     loader: Iterable[Any] = create_loader(
         data,
         input_size=(3, job.image, job.image),

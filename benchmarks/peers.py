@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cases import Training
+from cases import Model, Training
 from noise import MEAN, STD, pictures
 from settings import Setting
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ def normalised_batch(job: Training) -> tuple[Tensor, Tensor]:
 
 def make_optimizer(framework: str, model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
     """AdamW, from timm's factory for timm."""
-    fused = {"fused": True} if setting.fused_optimizer else {}
+    fused: dict[str, Any] = {"fused": True} if setting.fused_optimizer else {}
     if framework != "timm":
         return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, **fused)
     from timm.optim import create_optimizer_v2
@@ -68,14 +68,14 @@ def timm_model(job: Training, setting: Setting) -> tuple[nn.Module, Loss]:
 def timm_vit(job: Training, setting: Setting, **options: Any) -> Any:
     """A vision transformer of timm, by `create_model`."""
     import timm
-    from timm.layers import set_fused_attn
+    from timm.layers.config import set_fused_attn
 
     set_fused_attn(not setting.plain_attention)  # what TIMM_FUSED_ATTN=0 does
     name = HYBRIDS.get(job.stem, "vit_tiny_patch16_224")
     if job.stem == "linear":
         options["patch_size"] = job.patch
     model = job.model
-    sizes = {"embed_dim": model.dim, "depth": model.depth, "num_heads": model.heads}
+    sizes: dict[str, Any] = {"embed_dim": model.dim, "depth": model.depth, "num_heads": model.heads}
     return timm.create_model(name, img_size=job.image, **sizes, **options)
 
 
@@ -89,19 +89,17 @@ def _classify(model: Any, images: Tensor, labels: Tensor) -> Tensor:
 def lightly_model(job: Training, setting: Setting) -> tuple[nn.Module, Loss]:
     """A masked autoencoder of lightly's modules over a transformer of timm."""
     assert job.decoder is not None
-    return make_lightly_mae(job, timm_vit(job, setting, num_classes=0)), _reconstruct
+    vit = timm_vit(job, setting, num_classes=0)
+    return make_lightly_mae(job.patch, job.decoder, vit), _reconstruct
 
 
-def make_lightly_mae(job: Training, vit: Any) -> nn.Module:
+def make_lightly_mae(patch: int, size: Model, vit: Any) -> nn.Module:
     """As lightly's example of its masked autoencoder, with normalised target pixels."""
     from lightly.models import utils
     from lightly.models.modules import (
         MaskedVisionTransformerDecoderTIMM,
         MaskedVisionTransformerTIMM,
     )
-
-    size = job.decoder
-    assert size is not None
 
     class MAE(nn.Module):
         def __init__(self) -> None:
@@ -114,7 +112,7 @@ def make_lightly_mae(job: Training, vit: Any) -> nn.Module:
                 depth=size.depth,
                 num_heads=size.heads,
             )
-            self.prediction_head = nn.Linear(size.dim, 3 * job.patch**2)
+            self.prediction_head = nn.Linear(size.dim, 3 * patch**2)
 
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             shape = (len(images), self.backbone.sequence_length)
@@ -123,7 +121,7 @@ def make_lightly_mae(job: Training, vit: Any) -> nn.Module:
             tokens = utils.repeat_token(self.decoder.mask_token, shape)
             tokens = utils.set_at_index(tokens, keep, encoded.type_as(tokens))
             predicted = self.prediction_head(utils.get_at_index(self.decoder(tokens), masked))
-            patches = utils.normalize_mean_var(utils.patchify(images, job.patch))
+            patches = utils.normalize_mean_var(utils.patchify(images, patch))
             return predicted, utils.get_at_index(patches, masked - 1)  # without the class token
 
     return MAE()

@@ -56,30 +56,37 @@ def build(case: str, contestant: Contestant) -> Turns:
     import settings
     import turns
 
-    job, device = contestant.job, turns.device().type
+    job, framework, device = contestant.job, contestant.framework, turns.device().type
     overrides = settings.ours(case, contestant.setting, device)
-    is_ours = contestant.framework == "ours"
-    if isinstance(job, Whole | Command):
-        import processes
+    match job:
+        case Command():
+            import processes
 
-        if isinstance(job, Command):
             return processes.commands(job)
-        return processes.training(contestant.framework, job, overrides)
-    if isinstance(job, Product):
-        import product
+        case Whole():
+            import processes
 
-        return product.product()
-    if is_ours:
-        import ours
+            return processes.training(framework, job, overrides)
+        case Product():
+            import product
 
-        return (ours.training if isinstance(job, Training) else ours.inputs)(job, overrides)
-    if isinstance(job, Input):
-        import loaders
+            return product.product()
+        case Training() if framework == "ours":
+            import ours
 
-        return loaders.inputs(contestant.framework, job)
-    import peers
+            return ours.training(job, overrides)
+        case Input() if framework == "ours":
+            import ours
 
-    return peers.training(contestant.framework, job, settings.peers(contestant.setting, device))
+            return ours.inputs(job, overrides)
+        case Training():
+            import peers
+
+            return peers.training(framework, job, settings.peers(contestant.setting, device))
+        case Input():
+            import loaders
+
+            return loaders.inputs(framework, job)
 
 
 if __name__ == "__main__":
