@@ -1,0 +1,48 @@
+"""How each framework is run. What "ours" is at its best stands here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Overrides of `configs/base.yaml`, by device and case; "any" holds for cases that are not named.
+OURS: dict[str, dict[str, list[str]]] = {
+    "cpu": {
+        "any": ["train.precision=bf16", "train.compile=true"],
+        # A short run, in which compiling would take longer than it saves; the configs say bf16.
+        "whole-fashion-mnist": [],
+        "whole-cifar10": [],
+    },
+    "cuda": {
+        "any": ["train.precision=bf16", "train.compile=true"],
+        "whole-fashion-mnist": [],
+        "whole-cifar10": [],
+    },
+}
+OURS_FP32 = ["train.precision=fp32"]
+# Variables of the environment that our processes get beside the user's own.
+OURS_ENVIRONMENT: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a peer is run. `plain_attention`: two matrix products instead of the fused kernel,
+    whose backward pass is slow on CPUs and fast on GPUs."""
+
+    bf16: bool = True
+    fused_optimizer: bool = False
+    compile: bool = False
+    plain_attention: bool = False
+
+
+def ours(case: str, setting: str, device: str) -> list[str]:
+    """Our overrides for a case."""
+    if setting == "fp32":
+        return OURS_FP32
+    return OURS[device].get(case, OURS[device]["any"])
+
+
+def peers(setting: str, device: str) -> Setting:
+    """A peer's setting by its name."""
+    if setting == "best":
+        return Setting(fused_optimizer=True, compile=True, plain_attention=device == "cpu")
+    return Setting(bf16=setting != "fp32")
