@@ -37,9 +37,11 @@ def test_seconds_are_measured_once_over_20_steps_behind_the_warm_up(
     asked: list[tuple[int, int]] = []
     measure = planner.timed
 
-    def timed(study: Study, facts: list[Facts], warmup: int, steps: int, where: Executor) -> Any:
+    def timed(
+        study: Study, facts: list[Facts], warmup: int, steps: int, where: Executor, folder: Path
+    ) -> Any:
         asked.append((warmup, steps))
-        return measure(study, facts, warmup, steps, where)
+        return measure(study, facts, warmup, steps, where, folder)
 
     monkeypatch.setattr(planner, "timed", timed)
     # So many steps that one of them is less than 1 %, however slow the second arm is.
