@@ -49,16 +49,24 @@ def test_peers_train_the_same_model(framework: str, job: Training) -> None:
 
 
 def avoidable_flops(framework: str, job: Training) -> int:
-    """What a peer computes of an image and ours does not: both embed hidden patches, transformers
-    predicts kept ones and the class token, too."""
-    if job.decoder is None:
-        return 0
+    """What a peer computes of an image and ours does not: the last block's tokens that nobody
+    reads, that is, all but the class token, or but the hidden patches of a decoder. In masked
+    autoencoders both peers embed hidden patches, transformers predicts kept ones and the class
+    token, too."""
     patches, pixels = (job.image // job.patch) ** 2, 3 * job.patch**2
+    if job.decoder is None:
+        return unread_flops(job.model.dim, 1 + patches, patches)
     # Two a multiplication and addition; forward and for the weights, for the inputs, too, where
     # these are no images.
     embedded = 2 * 2 * (patches - patches // 4) * pixels * job.model.dim
     predicted = 2 * 3 * (patches // 4 + 1) * job.decoder.dim * pixels
-    return embedded + (predicted if framework == "transformers" else 0)
+    decoded = unread_flops(job.decoder.dim, 1 + patches, 1 + patches // 4)
+    return embedded + decoded + (predicted if framework == "transformers" else 0)
+
+
+def unread_flops(dim: int, tokens: int, unread: int) -> int:
+    """Query, projection, MLP, scores and weighted sum of so many tokens of a block."""
+    return 2 * 3 * unread * (10 * dim**2 + 2 * tokens * dim)
 
 
 @cache
