@@ -183,12 +183,12 @@ class Live:
         if not self.is_terminal or now - self.last < REDRAW_SECONDS:
             return
         self.last = now
-        shown = [p for p in self.places if p.folder.name in running]
-        for place in shown:
-            self.known[place.folder.name] = state(place)
+        started = [p for p in self.places if p.folder.name in running]
+        self.known |= {p.folder.name: state(p) for p in started}
+        shown = [p for p in started if self.known[p.folder.name].status != "waiting"]
         states = [self.known[p.folder.name] for p in self.places]
         width, height = shutil.get_terminal_size()
-        text = [summary(self.places, states, len(running))]
+        text = [summary(self.places, states, len(shown))]
         text += lines(shown, [self.known[p.folder.name] for p in shown])
         if len(text) >= height:  # going up ends at the top of the screen
             text[height - 2 :] = [f"and {len(text) - height + 2} more"]

@@ -7,14 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from executor_jobs import count, die, leave, stay
+from executor_seen import Seen, wait_for
 
 from hybridvit.studies.cells import run_study
 from hybridvit.studies.executors import Job, slurm
@@ -55,28 +55,6 @@ def here(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
     monkeypatch.setattr(slurm, "QUEUE_SECONDS", 1.0)
     monkeypatch.setattr(slurm, "LAG_SECONDS", 3.0)
-
-
-class Seen:
-    """What an executor has reported."""
-
-    def __init__(self) -> None:
-        self.codes: dict[str, int] = {}
-        self.running: set[str] = set()
-
-    def watch(self, names: list[str]) -> None:
-        self.running |= set(names)
-
-    def ended(self, name: str, code: int) -> None:
-        assert name not in self.codes
-        self.codes[name] = code
-
-
-def wait_for(happens: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.1)
 
 
 def queued() -> list[str]:

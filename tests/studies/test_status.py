@@ -77,6 +77,28 @@ def test_a_terminal_is_drawn_anew_in_place(tmp_path: Path, monkeypatch: pytest.M
     assert screen.getvalue().endswith("\x1b[4F\x1b[J")
 
 
+def test_a_drawing_fits_the_screen_and_leaves_out_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(status.sys, "stderr", screen)
+    monkeypatch.setenv("LINES", "10")
+    places = [write(tmp_path / f"a-{i}", {"status": "running"}, LINE) for i in range(12)]
+    places += [write(tmp_path / "b-0", None)]
+    Live(places).update([p.folder.name for p in places])
+    drawn = screen.getvalue().splitlines()
+    assert len(drawn) == 9  # and the cursor below
+    assert drawn[-1] == "and 7 more"  # summary, headings, rule and 5 cells stand above
+    screen.truncate(0)
+    Live(places).update(["a-3", "b-0"])
+    assert "a-3" in screen.getvalue()
+    assert "b-0" not in screen.getvalue()
+
+
 def test_durations_read_as_one_says_them() -> None:
     said = {0.25: "0.25 s", 4: "4 s", 59.7: "60 s", 130: "2 min 10 s", 11_100: "3 h 05 min"}
     assert {s: duration(s) for s in said} == said

@@ -43,7 +43,8 @@ class Executor(Protocol):
         """Run all jobs, whether or not some fail.
 
         Args:
-            watch: called every second or more often with the names of the running jobs.
+            watch: called every second or more often with the names of the jobs that run, or wait
+                elsewhere for their turn.
             ended: called once for each job, with its exit code (below 0: killed by that signal).
 
         Raises:

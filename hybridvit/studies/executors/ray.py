@@ -6,8 +6,8 @@ import math
 import os
 import pickle
 import signal
+import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from hybridvit.studies.executors import Job, ready
 
 RETRIES = 3  # of a job whose node or process has died
 POLL_SECONDS = 0.5
-NODES_SECONDS = 5.0  # between looks at what the cluster has
+CONNECT_SECONDS = 10.0
 CANCEL_SECONDS = 120.0  # for cancelled jobs to save and end
 OPTIONS = ("address", "cpus", "gpus")
 
@@ -76,7 +76,6 @@ class Ray:
         task = self.ray.remote(max_calls=1, max_retries=RETRIES)(_enter)  # a process for each
         task = task.options(num_cpus=self.cpus, num_gpus=self.gpus)
         waiting, sent = list(jobs), dict[Any, str]()  # names of jobs by Ray's references
-        room, looked = self.room(), time.monotonic()
         with terminable():
             try:
                 while waiting or sent:
@@ -87,22 +86,23 @@ class Ray:
                         sent[task.remote(pickled, os.getcwd(), self._environment())] = job.name
                     for reference in self._ended(sent):
                         ended(sent.pop(reference), self._code(reference))
-                    if time.monotonic() - looked > NODES_SECONDS:
-                        room, looked = self.room(), time.monotonic()
-                    watch(list(sent.values())[:room])  # the first that were sent run first
+                    watch(list(sent.values()))
             except BaseException:  # whatever ends the loop, no job is left behind
                 self._cancel(list(sent))
                 raise
 
     def _connect(self, address: str) -> None:
         try:
+            if ":" in address:  # Ray itself would try for minutes
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
             self.ray.init(
                 address=address,
                 ignore_reinit_error=True,
                 log_to_driver=False,
                 logging_level="error",
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()
             raise ValueError(
                 f"no Ray cluster at {address!r} ({reason[0] if reason else 'no reason given'}); "
