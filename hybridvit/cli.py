@@ -120,10 +120,13 @@ def parser() -> argparse.ArgumentParser:
     listed.add_argument("paths", nargs="*", type=Path, help="run directories or folders of them")
     listed.add_argument("--remove", action="store_true", help="remove the runs at the paths")
     listed.add_argument("--yes", action="store_true", help="with --remove: do not ask")
-    report = add("report", _report, "table and page from any set of run directories")
-    report.add_argument("runs", nargs="+", type=Path, help="run directories, or folders of them")
-    report.add_argument("--out", type=Path, default=Path("report"), help="folder of the page")
-    report.add_argument("--title", default="Pure and hybrid vision transformers")
+    report = add("report", _report, "table and page from a study or any set of run directories")
+    report.add_argument(
+        "runs", nargs="+", type=Path, help="a study, or run directories, or folders of them"
+    )
+    where = "folder of the page (default: that of a study's runs, else report)"
+    report.add_argument("--out", type=Path, help=where)
+    report.add_argument("--title", help="default: the study's")
     listing = add("list", _list, "the parts there are, with their arguments")
     kinds = "stems, objectives, targets, encoders, datasets, configs"
     listing.add_argument("kind", nargs="?", help=kinds)
@@ -229,11 +232,15 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from hybridvit.report import find_runs, text_table, write_report
+    from hybridvit.report import find_runs, find_study, text_table, write_report
 
-    runs = find_runs(arguments.runs)
-    page = write_report(runs, arguments.out, title=arguments.title)
-    print(text_table(runs))
+    study = find_study(arguments.runs[0]) if len(arguments.runs) == 1 else None
+    runs = find_runs(study.runs if study else arguments.runs)
+    out = arguments.out or (study.folder if study else Path("report"))
+    title = arguments.title or (study and study.title) or "Pure and hybrid vision transformers"
+    question, longer = (study.question, study.longer) if study else (None, None)
+    page = write_report(runs, out, title=title, question=question, longer=longer)
+    print(text_table(runs, longer))
     print(f"\nreport: {page}")
     return 0
 

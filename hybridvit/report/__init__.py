@@ -8,8 +8,9 @@ from pathlib import Path
 
 from hybridvit.report.page import Report, render
 from hybridvit.report.runs import Run, find_runs, read_run
+from hybridvit.report.study import find_study
 
-__all__ = ["Run", "find_runs", "read_run", "text_table", "write_report"]
+__all__ = ["Run", "find_runs", "find_study", "read_run", "text_table", "write_report"]
 
 
 def write_report(

@@ -19,6 +19,8 @@ BUDGET = ("train.epochs", "train.steps", "train.images")
 MAX_LABEL_KEYS = 4
 PIXEL_METRICS = ("logistic_regression", "knn")
 PROBES = ("linear", "knn")
+# The data root is where and not what the data are.
+NOT_COMPARED = ("seed", "data.args.root")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,15 +127,15 @@ def compare(arms: Sequence[Arm], tuned: tuple[str, ...] = ()) -> list[Comparison
 def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Config keys whose values differ between runs, with one value a run (none: not there).
 
-    The seed is left out, and so is the data root, which is where and not what the data are.
+    Those of `NOT_COMPARED` are left out.
     """
-    flat = [_settings(run) for run in runs]
+    flat = [settings(run) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     rows = {key: [config.get(key) for config in flat] for key in keys}
     return {
         key: values
         for key, values in rows.items()
-        if key not in ("seed", "data.args.root") and len({_canonical(v) for v in values}) > 1
+        if key not in NOT_COMPARED and len({_canonical(v) for v in values}) > 1
     }
 
 
@@ -188,11 +190,11 @@ def _arm_key(run: Run) -> str:
 
 
 def _config_key(run: Run, leave_out: tuple[str, ...]) -> str:
-    """All of a config but the seed, the data root and the keys below those left out."""
-    left = ("seed", "data.args.root", *leave_out)
+    """All of a config but `NOT_COMPARED` and the keys below those left out."""
+    left = (*NOT_COMPARED, *leave_out)
     flat = {
         key: value
-        for key, value in _settings(run).items()
+        for key, value in settings(run).items()
         if not any(key == k or key.startswith(k + ".") for k in left)
     }
     return _canonical([run.section("code").get("results_version"), sorted(flat.items())])
@@ -224,7 +226,7 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else _canonical(value)
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def settings(run: Run) -> dict[str, Any]:
     """A run's config by dotted key; the run that it started from without the seed of that."""
     flat = _flatten(run.config)
     if isinstance(flat.get("init"), str):

@@ -15,14 +15,25 @@ from hybridvit.report.tables import rows
 from hybridvit.studies.choices import Choice
 from hybridvit.studies.statistics import MIN_SEEDS, detectable
 
+NAMED = 6  # of many
+
 
 def caveats(
-    arms: Sequence[Arm], comparisons: Sequence[Comparison], choices: Sequence[Choice] = ()
+    arms: Sequence[Arm],
+    comparisons: Sequence[Comparison],
+    planned: Sequence[str] = (),
+    choices: Sequence[Choice] = (),
 ) -> list[str]:
-    """All that holds, the gravest first, each once."""
+    """All that holds, the gravest first, each once.
+
+    Args:
+        planned: names of the folders of the runs that there should be.
+        choices: what arms chose on validation.
+    """
     found = [
         *_leaking(arms),
         *_unfinished(arms),
+        *_absent(arms, planned),
         *_unpaired_seeds(comparisons),
         *_uneven(comparisons),
         *tuning.warnings(choices),
@@ -82,6 +93,17 @@ def _unfinished(arms: Sequence[Arm]) -> Iterable[str]:
                 f"{arm.label} has seed {run.seed} more than once; "
                 f"{run.path} ({run.hash}) counts in no number."
             )
+
+
+def _absent(arms: Sequence[Arm], planned: Sequence[str]) -> Iterable[str]:
+    here = {run.path.name for arm in arms for run in (*arm.runs, *arm.spare)}
+    absent = [name for name in planned if name not in here]
+    if absent:
+        more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+        yield (
+            f"{len(absent)} of the study's {len(planned)} runs are not on this page (not started, "
+            f"failed before they had a record, or left out): {', '.join(absent[:NAMED])}{more}."
+        )
 
 
 def _unpaired_seeds(comparisons: Sequence[Comparison]) -> Iterable[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hybridvit.report import examples
-from hybridvit.report.arms import Comparison
+from hybridvit.report.arms import Comparison, varying
 from hybridvit.report.tables import points, subject
 from hybridvit.studies.statistics import MAX_SEEDS, MIN_SEEDS, POWER, Difference, seeds_needed
 
@@ -20,27 +20,35 @@ HEADINGS = (
     "these trained models only",
 )
 SEEDS_HEADING = "seeds for {:g} points"
+DIFFER_HEADING = "configs differ in"
 
 
 def headings(smallest: float | None) -> tuple[str, ...]:
     """Of the table; with the seeds needed where a smallest difference of interest is known."""
-    return HEADINGS if smallest is None else (*HEADINGS, SEEDS_HEADING.format(smallest))
+    seeds = () if smallest is None else (SEEDS_HEADING.format(smallest),)
+    return (*HEADINGS, *seeds, DIFFER_HEADING)
 
 
-def table(comparisons: Sequence[Comparison], smallest: float | None) -> list[tuple[str, ...]]:
+def table(
+    comparisons: Sequence[Comparison],
+    pairs: Sequence[examples.Paired | None],
+    smallest: float | None,
+) -> list[tuple[str, ...]]:
     """Cells under `headings` of each comparison; empty where there is no number.
 
     Args:
+        pairs: the sides of each on the test images, where that is known.
         smallest: the smallest difference of interest, in percentage points.
     """
     claims = sum(1 for c in comparisons if c.difference and c.difference.low is not None)
     lines = []
-    for c in comparisons:
+    for c, pair in zip(comparisons, pairs, strict=True):
         if c.alone is None or c.difference is None:
-            lines.append((subject(c), "0", *[""] * (len(headings(smallest)) - 2)))
+            empty = [""] * (len(headings(smallest)) - 3)
+            lines.append((subject(c), "0", *empty, _differ_in(c)))
             continue
         size, alone = points(c.alone)
-        interval = examples.interval(c)
+        interval = examples.interval(pair)
         cells = (
             subject(c),
             str(c.alone.n),
@@ -52,7 +60,7 @@ def table(comparisons: Sequence[Comparison], smallest: float | None) -> list[tup
             "" if interval is None else f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]",
         )
         needed = () if smallest is None else (_seeds(c.alone, smallest, claims),)
-        lines.append((*cells, *needed))
+        lines.append((*cells, *needed, _differ_in(c)))
     return lines
 
 
@@ -77,6 +85,14 @@ def notes(lines: Sequence[tuple[str, ...]], smallest: float | None) -> list[str]
             "difference observed has no part in it."
         )
     return found
+
+
+def _differ_in(c: Comparison) -> str:
+    """The config keys in which the sides differ, those of the stem taken together."""
+    if c.arm is c.other:
+        return "nothing"
+    keys = varying([c.arm.first, c.other.first])
+    return ", ".join(dict.fromkeys("stem" if k.startswith("stem.") else k for k in keys))
 
 
 def _seeds(d: Difference, smallest: float, claims: int) -> str:

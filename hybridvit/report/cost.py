@@ -49,6 +49,11 @@ class Crossover:
     interval: tuple[float, float] | None
 
     @property
+    def is_single(self) -> bool:
+        """Whether all seeds cross once, in one direction."""
+        return self.ahead in ("above", "below") and len(self.at) == self.seeds
+
+    @property
     def mean(self) -> float:
         """Geometric, as costs are compared by their ratios."""
         return math.exp(sum(map(math.log, self.at)) / len(self.at))
@@ -59,7 +64,7 @@ class Crossover:
         if self.ahead in ("everywhere", "nowhere"):
             leader = "hybrid" if self.ahead == "everywhere" else "pure stem"
             return f"{who}: no crossover; the {leader} is ahead at every cost and seed"
-        if len(self.at) < self.seeds or self.ahead is None:
+        if not self.is_single:
             return f"{who}: no one crossover ({len(self.at)} of {self.seeds} seeds cross once)"
         interval = "" if self.interval is None else " [{:.3g}, {:.3g}]".format(*self.interval)
         return (

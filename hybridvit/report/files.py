@@ -6,8 +6,7 @@ import csv
 import io
 import re
 
-from hybridvit.report.leakage import HEADINGS as LEAKAGE_HEADINGS
-from hybridvit.report.page import Report
+from hybridvit.report.page import Report, Table, without_empty_columns
 from hybridvit.report.tables import HEADINGS
 
 TEX = {
@@ -34,28 +33,31 @@ def markdown(report: Report) -> str:
     lines += [f"- {_md(subject)}: **{_md(words)}**" for subject, words in report.verdicts]
     if report.hint:
         lines += ["", f"{_md(report.hint)} {_md(report.longer or '')}"]
-    lines += ["", "## Results", "", *_table(HEADINGS, [row.cells() for row in report.rows])]
+    results = [HEADINGS, *(row.cells() for row in report.rows)]
+    lines += ["", "## Results", "", *_table(results)]
     if report.comparisons:
-        headings, *made = report.comparisons
         lines += ["", "## Comparisons", "", *map(_md, report.comparison_notes), ""]
-        lines += _table(headings, made)
-    if report.disagreements:
-        lines += ["", *(f"- {_md(sentence)}" for sentence in report.disagreements)]
+        lines += _table(without_empty_columns(report.comparisons))
+    if report.disagreement:
+        lines += ["", "## Where they disagree", "", *map(_md, report.disagreement_notes), ""]
+        lines += _table(report.disagreement)
     for plot in report.plots:
-        if "lines" in plot:
+        if plot.get("lines"):
             lines += ["", f"## {_md(plot['title'])}", "", *(f"- {_md(x)}" for x in plot["lines"])]
     if report.leakage:
-        lines += ["", "## Mixing and leakage", "", *_table(LEAKAGE_HEADINGS, report.leakage)]
+        lines += ["", "## Mixing and leakage", "", *_table(report.leakage)]
     if report.tuning:
-        lines += ["", "## Tuning", "", _md(report.tuning_note), ""]
-        lines += _table(report.tuning[0], report.tuning[1:])
+        lines += ["", "## Tuning", "", _md(report.tuning_note), "", *_table(report.tuning)]
     if report.caveats:
         lines += ["", "## What to doubt", "", *(f"- {_md(c)}" for c in report.caveats)]
-    runs: list[tuple[str, ...]] = [
-        (report.relative(run.path), label, str(run.seed), run.status, run.hash)
-        for label, run in report.labelled_runs
+    runs: Table = [
+        ("run", "arm", "seed", "status", "hash"),
+        *(
+            (report.relative(run.path), label, str(run.seed), run.status, run.hash)
+            for label, run in report.labelled_runs
+        ),
     ]
-    lines += ["", "## Runs", "", *_table(("run", "arm", "seed", "status", "hash"), runs)]
+    lines += ["", "## Runs", "", *_table(runs)]
     return "\n".join(lines) + "\n"
 
 
@@ -84,9 +86,9 @@ def _md(text: str) -> str:
     return MARKDOWN.sub(r"\\\1", text)
 
 
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    lines = [headings, tuple("---" for _ in headings), *(tuple(map(_md, r)) for r in rows)]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+def _table(table: Table) -> list[str]:
+    heading, *lines = ("| " + " | ".join(map(_md, cells)) + " |" for cells in table)
+    return [heading, "|" + " --- |" * len(table[0]), *lines]
 
 
 def _cell(text: str) -> str:

@@ -6,28 +6,28 @@ import base64
 import hashlib
 import json
 import os
-import shlex
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hybridvit.report import comparisons, examples, leakage, tables, tuning
-from hybridvit.report.arms import Arm, Comparison, compare, group, varying
-from hybridvit.report.caveats import caveats, environment
+from hybridvit.report import comparisons, examples, leakage, provenance, tables, tuning
+from hybridvit.report.arms import Arm, Comparison, compare, group
+from hybridvit.report.caveats import caveats
 from hybridvit.report.cost import matched
 from hybridvit.report.plots import key, plots
-from hybridvit.report.runs import Plan, Run, clean, read_picture, read_plan
+from hybridvit.report.runs import Run, clean, read_picture
+from hybridvit.report.study import Plan, read_plan
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_PICTURES = 24
-NOTHING = "\u2013"  # in an empty cell
+MAX_VERDICTS = 8  # in the answer; of more, the claims, and the others behind a fold
 SECTIONS = (
     ("answer", "Answer"),
     ("results", "Results"),
     ("comparisons", "Comparisons"),
+    ("disagreement", "Disagreement"),
     ("plots", "Plots"),
     ("reconstructions", "Reconstructions"),
     ("leakage", "Mixing and leakage"),
@@ -36,6 +36,8 @@ SECTIONS = (
     ("configs", "What differs"),
     ("provenance", "Provenance"),
 )
+
+Table = list[tuple[str, ...]]  # its first line holds the headings
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +67,26 @@ class Report:
         return [(tables.subject(c), tables.in_words(c)) for c in self._comparisons]
 
     @cached_property
+    def claims(self) -> list[tuple[str, str]]:
+        """The verdicts that say that something is better or worse; all, where they are few."""
+        if len(self.verdicts) <= MAX_VERDICTS:
+            return self.verdicts
+        pairs = zip(self.verdicts, self._comparisons, strict=True)
+        return [v for v, c in pairs if c.difference and c.difference.verdict in ("better", "worse")]
+
+    @cached_property
     def caveats(self) -> list[str]:
-        return caveats(self.arms, self._comparisons, self.plan.tuning)
+        return caveats(self.arms, self._comparisons, self.plan.cells, self.plan.tuning)
 
     @cached_property
     def plan(self) -> Plan:
         return read_plan(self.runs)
 
     @cached_property
-    def comparisons(self) -> list[tuple[str, ...]]:
-        """Headings and lines of the table of comparisons; nothing where there are none."""
+    def comparisons(self) -> Table:
+        """Nothing where there are no comparisons."""
         smallest = self.plan.smallest_difference
-        lines = comparisons.table(self._comparisons, smallest)
+        lines = comparisons.table(self._comparisons, self._pairs, smallest)
         return [comparisons.headings(smallest), *lines] if lines else []
 
     @cached_property
@@ -84,10 +94,13 @@ class Report:
         return comparisons.notes(self.comparisons[1:], self.plan.smallest_difference)
 
     @cached_property
-    def disagreements(self) -> list[str]:
-        """Where the sides of a comparison differ on single test images."""
-        found = (examples.disagreement(c) for c in self._comparisons)
-        return [sentence for sentence in found if sentence is not None]
+    def disagreement(self) -> Table:
+        """Where the sides of a comparison differ on single test images and in classes."""
+        return examples.table(self._comparisons, self._pairs)
+
+    @cached_property
+    def disagreement_notes(self) -> list[str]:
+        return examples.notes(self.disagreement)
 
     @cached_property
     def plots(self) -> list[dict[str, Any]]:
@@ -99,11 +112,12 @@ class Report:
         return matched(self.arms, self.plan.match)
 
     @cached_property
-    def leakage(self) -> list[tuple[str, ...]]:
-        return leakage.table(self.arms)
+    def leakage(self) -> Table:
+        lines = leakage.table(self.arms)
+        return [leakage.HEADINGS, *lines] if lines else []
 
     @cached_property
-    def tuning(self) -> list[tuple[str, ...]]:
+    def tuning(self) -> Table:
         """What each arm tried on validation, under headings; nothing where none did."""
         choices = self.plan.tuning
         return [tuning.HEADINGS, *tuning.table(choices)] if choices else []
@@ -146,6 +160,10 @@ class Report:
     def _comparisons(self) -> list[Comparison]:
         return compare(self.arms, tuning.keys(self.plan.tuning))
 
+    @cached_property
+    def _pairs(self) -> list[examples.Paired | None]:
+        return examples.all_paired(self._comparisons)
+
 
 def render(report: Report) -> str:
     """The HTML page, with a policy under which nothing but its own two scripts runs."""
@@ -153,62 +171,66 @@ def render(report: Report) -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    made = report.plots
-    pictures, left_out = _pictures(report)
-    scripts = {"plotly": get_plotlyjs(), "script": _template("report.js")}
+    scripts = {"plotly": get_plotlyjs(), "script": _template("tables.js") + _template("plots.js")}
     sources = " ".join(f"'{_sha256(script)}'" for script in scripts.values())
-    models = [arm for arm in report.arms if not arm.is_pixels]
-    page = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    ).from_string(_template("report.html"))
-    context: dict[str, Any] = {
-        "policy": f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; "
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+    )
+    environment.filters["unbroken"] = _unbroken
+    context = _context(report)
+    return environment.get_template("report.html").render(
+        policy=f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'",
-        "title": report.title,
-        "question": report.question,
-        "facts": report.facts,
-        "matched": report.matched,
-        "headline": report.headline,
-        "verdicts": [(who, _unbroken(words)) for who, words in report.verdicts],
-        "hint": report.hint,
-        "longer": report.longer,
-        "caveats": [_unbroken(caveat) for caveat in report.caveats],
-        "headings": tables.HEADINGS,
-        "rows": report.rows,
-        "comparisons": report.comparisons,
-        "comparison_notes": report.comparison_notes,
-        "disagreements": report.disagreements,
-        "plots": made,
+        css=Markup(_template("report.css")),
+        data=Markup(json_block([_drawn(plot) for plot in context["plots"]])),
+        sections=[(id, name) for id, name in SECTIONS if context.get(id, True)],
+        report=report,
+        **context,
+        **{name: Markup(script) for name, script in scripts.items()},
+    )
+
+
+def without_empty_columns(table: Table) -> Table:
+    """The columns that have a text in any line."""
+    kept = [i for i in range(len(table[0])) if any(line[i] for line in table[1:])] if table else []
+    return [tuple(line[i] for i in kept) for line in table]
+
+
+def _context(report: Report) -> dict[str, Any]:
+    """What the template shows besides the report's own; sections by their ids."""
+    models = [arm for arm in report.arms if not arm.is_pixels]
+    pictures, left_out = _pictures(report)
+    runs = report.labelled_runs
+    return {
+        "results": [tables.HEADINGS, *(row.cells() for row in report.rows)],
+        "comparisons": without_empty_columns(report.comparisons),
+        "disagreement": report.disagreement,
+        "plots": report.plots,
         "key": key(report.arms),
-        "pictures": pictures,
+        "reconstructions": pictures,
         "pictures_left_out": left_out,
-        "leakage_headings": leakage.HEADINGS,
         "leakage": report.leakage,
         "tuning": report.tuning,
-        "tuning_note": report.tuning_note,
         "mixing": leakage.pictures(models, MAX_PICTURES),
         "shades": [(f"{100 * c:g} %", leakage.opacity(c)) for c in (0.001, 0.01, 0.1, 1)],
-        "differing": _differing(models),
-        "model_labels": [arm.label for arm in models],
-        "provenance": _provenance(report),
-        "made_with": _made_with(report.runs),
-        "protocols": _protocols(report.runs),
-        "commands": _commands(report),
-        "css": Markup(_template("report.css")),
-        "data": Markup(json_block([{k: plot[k] for k in plot if k != "lines"} for plot in made])),
-        **{name: Markup(script) for name, script in scripts.items()},
-    }
-    shown = {
-        "plots": made,
-        "reconstructions": pictures or left_out,
-        "comparisons": report.comparisons,
-        "leakage": report.leakage,
-        "tuning": report.tuning,
         "caveats": report.caveats,
-        "configs": context["differing"],
+        "configs": provenance.differing(models),
+        "same_configs": provenance.same(models),
+        "runs": [provenance.RUN_HEADINGS, *provenance.run_table(runs, report.relative)],
+        "made_with": provenance.made_with(report.runs),
+        "protocols": provenance.protocols(report.runs),
+        "commands": provenance.commands(runs, report.relative),
+        "has_pixels": any(arm.is_pixels for arm in report.arms),
     }
-    context["sections"] = [(id, name) for id, name in SECTIONS if shown.get(id, True)]
-    return page.render(context)
+
+
+def _drawn(plot: dict[str, Any]) -> dict[str, Any]:
+    """What the script needs of a plot."""
+    return {k: plot[k] for k in plot if k not in ("title", "note", "lines")}
 
 
 def json_block(value: Any) -> str:
@@ -239,13 +261,14 @@ def _pictures(report: Report) -> tuple[list[dict[str, Any]], int]:
             if len(found) == MAX_PICTURES:
                 left_out += 1
                 break
-            path, content = picture
+            path, content, rows = picture
             source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
             found.append(
                 {
                     "label": arm.label,
                     "seed": run.seed,
                     "path": report.relative(path),
+                    "rows": rows,
                     "source": source,
                 }
             )
@@ -253,66 +276,6 @@ def _pictures(report: Report) -> tuple[list[dict[str, Any]], int]:
     return found, left_out
 
 
-def _differing(arms: Sequence[Arm]) -> dict[str, list[str]]:
-    values = varying([arm.first for arm in arms])
-    return {k: [NOTHING if v is None else _value(v) for v in row] for k, row in values.items()}
-
-
 def _unbroken(text: str) -> str:
     """A text whose numbers stay on a line with their signs and units."""
     return text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _provenance(report: Report) -> list[dict[str, Any]]:
-    lines = []
-    for label, run in report.labelled_runs:
-        code = run.section("code")
-        results = [_unbroken(f"{k}: {100 * v:.1f} %") for k, v in run.results.items()]
-        lines.append(
-            {
-                "path": report.relative(run.path),
-                "label": label,
-                "seed": run.seed,
-                "status": run.status,
-                "results": results or [NOTHING],
-                "hash": run.hash,
-                "commit": str(code.get("commit") or "none")[:12],
-                "dirty": code.get("dirty") is True,
-                "started": str(run.record.get("started", NOTHING))[:10],
-            }
-        )
-    return lines
-
-
-def _made_with(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Each item of the environment, with the number of runs where they differ."""
-    made_with = [environment(run) for run in runs]
-    lines = []
-    for name in dict.fromkeys(k for env in made_with for k in env if k != "commit"):
-        values = Counter(env.get(name, "none") for env in made_with)
-        several = len(values) > 1
-        texts = (f"{v} ({n} runs)" if several else v for v, n in values.most_common())
-        lines.append((name, "; ".join(texts)))
-    return lines
-
-
-def _protocols(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    found: dict[tuple[str, str], None] = {}
-    for run in runs:
-        protocol = run.summary.get("protocol")
-        if isinstance(protocol, dict):
-            found.update({(k, _value(v)): None for k, v in protocol.items()})
-    return sorted(found)
-
-
-def _commands(report: Report) -> str:
-    configs = (
-        report.relative(run.path / "config.yaml")
-        for _, run in report.labelled_runs
-        if run.kind == "train"
-    )
-    return "\n".join(f"hybridvit train {shlex.quote(config)}" for config in configs)

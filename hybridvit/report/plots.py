@@ -1,40 +1,32 @@
-"""Plots as plain data, which the page's one static script hands to plotly.
-
-Colours are numbers here and become colours in the browser, which knows whether the reader's
-scheme is light or dark. Plotly reads a subset of HTML in every text, so names are escaped.
-"""
+"""Plots as plain data, which the page's one static script hands to plotly."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Any
 
 from hybridvit.report.arms import Arm, Comparison
-from hybridvit.report.cost import COSTS, Cost, crossovers, front
+from hybridvit.report.cost import COSTS, Cost, Crossover, crossovers, front
+from hybridvit.report.curves import curves
 from hybridvit.report.leakage import WHEN, measured
+from hybridvit.report.marks import COLOURS, GLYPHS, Plot, Point, line, points, safe, slug
 from hybridvit.report.runs import Run
 from hybridvit.report.tables import Row, shorten
-from hybridvit.studies.statistics import MIN_SEEDS, mean_interval
+from hybridvit.studies.statistics import mean_interval
 
-# Colours and symbols have no common cycle below 56 arms; each symbol with its glyph in the key.
-COLOURS = 7
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
-GLYPHS = ("●", "■", "◆", "▲", "▼", "✚", "✖", "★")
-DASHES = ("solid", "dash", "dashdot", "longdash")
-MAX_POINTS = 300  # of one learning curve
-ROW_PX = 58
+ROW_PX = 48
+MAX_CROSSINGS = 4  # of more, the text under the plot tells
 
-Plot = dict[str, Any]
+Lines = Sequence[tuple[int, Row]]  # of the plot of results, from below
 
 
 def plots(
     arms: Sequence[Arm], rows: Sequence[Row], comparisons: Sequence[Comparison]
 ) -> list[Plot]:
-    """All plots for which there are numbers: `id`, `title`, `note`, `height`, plotly data."""
+    """All plots for which there are numbers: `id`, `title`, `note`, `lines` that say in words what
+    no table does, `height`, plotly data."""
     costs = _costs(arms, rows, comparisons)
-    made = [_results(arms, rows), *costs, *_curves(arms), *_mixing(arms)]
+    made = [_results(arms, rows), *costs, *curves(arms), *_mixing(arms)]
     return [plot for plot in made if plot["data"]]
 
 
@@ -49,54 +41,83 @@ def key(arms: Sequence[Arm]) -> list[tuple[int, str, str]]:
 
 def _results(arms: Sequence[Arm], rows: Sequence[Row]) -> Plot:
     """A line for each row of the table: every seed, mean and interval, untrained encoder."""
-    data: list[Plot] = []
-    notes = []
     scored = [row for row in rows if row.result and row.metric]
-    for y, row in enumerate(reversed(scored)):
-        assert row.metric
-        data += _result_traces(row, y, arms.index(row.arm))
-        notes.append(_label(f"{shorten(row.arm.label, 34)}  {row.metric}", y + 0.42))
+    lines = list(enumerate(reversed(scored)))
+    places = [arms.index(row.arm) for _, row in lines]
+    data = [_seeds(lines, places, "untrained/", "-open"), _seeds(lines, places, "", "")]
+    data += _means(lines, places)
     return {
         "id": "plot-results",
         "title": "Every seed",
-        "note": "One line for each arm and metric. Small symbols: the seeds. Large symbol and bar: "
-        "their mean and 95 % t interval (from three seeds on). Hollow: the untrained encoder.",
+        "note": "One line for each row of the table of results. Small symbols: the seeds. Large "
+        "symbol and bar: their mean and 95 % t interval (from three seeds on). Hollow: the "
+        "untrained encoder.",
+        "lines": [],
         "height": ROW_PX * len(scored) + 60,
-        "data": data,
+        "data": data if lines else [],
         "layout": {
-            "xaxis": {"title": {"text": "result, %"}},
-            "yaxis": {"range": [-0.5, len(scored) - 0.3], "visible": False},
-            "annotations": notes,
+            # Names within the plot would have plotly widen the range for them.
+            "xaxis": {"title": {"text": "result, %"}, "range": _range(data)},
+            # A line above each row, and its name in the plot, to leave it room on a phone.
+            "yaxis": {
+                "range": [-0.5, len(scored) - 0.4],
+                "tickvals": [y + 0.5 for y, _ in lines],
+                "ticktext": [
+                    safe(f"{shorten(row.arm.label, 34)}  {row.metric}") for _, row in lines
+                ],
+                "ticklabelposition": "inside bottom",
+                "zeroline": False,
+            },
         },
     }
 
 
-def _result_traces(row: Row, y: int, i: int) -> list[Plot]:
-    assert row.metric
-    assert row.result
-    traces = []
-    untrained = row.arm.values(f"untrained/{row.metric}")
-    if untrained:
-        traces.append(_points(untrained, y, i, "untrained, ", hollow=True))
-    values = row.arm.values(row.metric)
-    traces.append(_points(values, y, i, ""))
-    interval = mean_interval(list(values.values()))
-    spoken = f"{_safe(row.arm.label)}<br>mean {row.result} %"
-    if interval:
-        spoken += f"<br>95 % interval [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-    mean = _trace([100 * row.result.mean], [y - 0.17], i, [spoken], size=11)
-    if interval:
-        half = 100 * (interval[1] - row.result.mean)
-        mean["error_x"] = {"type": "data", "array": [half], "c": i % COLOURS, "thickness": 2}
-    return [*traces, mean]
+def _range(data: Sequence[Plot]) -> list[float]:
+    """Of all symbols and bars, with a little room."""
+    ends = [
+        x + way * (half or 0)
+        for trace in data
+        for x, half in zip(
+            trace["x"], trace.get("error_x", {}).get("array") or [0] * len(trace["x"]), strict=True
+        )
+        for way in (-1, 1)
+    ]
+    low, high = min(ends, default=0), max(ends, default=0)
+    room = 0.04 * (high - low) or 1
+    return [low - room, high + room]
 
 
-def _points(values: dict[int, float], y: float, i: int, what: str, hollow: bool = False) -> Plot:
-    text = [f"{what}seed {seed}: {100 * v:.2f} %" for seed, v in values.items()]
-    xs = [100 * v for v in values.values()]
-    trace = _trace(xs, [y + 0.08] * len(xs), i, text, size=7, hollow=hollow)
-    trace["marker"]["opacity"] = 0.75
-    return trace
+def _seeds(lines: Lines, places: Sequence[int], prefix: str, hollow: str) -> Plot:
+    """A small symbol for each seed."""
+    found = [
+        Point(
+            100 * value,
+            y,
+            f"{safe(row.arm.label)}<br>{prefix}{row.metric}, seed {seed}: {100 * value:.2f} %",
+            i,
+        )
+        for (y, row), i in zip(lines, places, strict=True)
+        for seed, value in row.arm.values(f"{prefix}{row.metric}").items()
+    ]
+    return points(found, size=7, hollow=hollow) | {"opacity": 0.75}
+
+
+def _means(lines: Lines, places: Sequence[int]) -> Iterable[Plot]:
+    """A large symbol with its bar for each row; a trace for each colour, as bars have but one."""
+    for colour in range(COLOURS):
+        found, halves = [], []
+        for (y, row), i in zip(lines, places, strict=True):
+            if i % COLOURS != colour or row.result is None:
+                continue
+            interval = mean_interval(list(row.arm.values(row.metric or "").values()))
+            spoken = f"{safe(row.arm.label)}<br>mean {row.result} %"
+            if interval:
+                spoken += f"<br>95 % interval [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+            halves.append(100 * (interval[1] - row.result.mean) if interval else None)
+            found.append(Point(100 * row.result.mean, y - 0.27, spoken, i))
+        if found:
+            bar = {"type": "data", "array": halves, "c": colour, "thickness": 2}
+            yield points(found, size=11) | {"error_x": bar}
 
 
 def _costs(
@@ -106,40 +127,49 @@ def _costs(
     for metric in dict.fromkeys(row.metric for row in rows if row.metric):
         shown = [r for r in rows if r.metric == metric and not r.arm.is_pixels and r.result]
         runs = [(r.arm, [run for run in r.arm.runs if metric in run.results]) for r in shown]
+        about = [c for c in comparisons if c.metric == metric]
         axes, lines = [], []
         for title, cost in COSTS:
-            axis = _cost_axis(title, cost, metric, runs)
+            found = crossovers(about, cost)
+            axis = _cost_axis(title, cost, metric, runs, found)
             if axis is not None:
                 axes.append(axis)
                 best = [shown[i].arm.label for i in axis.pop("best")]
                 lines.append(f"Nothing is better and cheaper in {title}: {', '.join(best)}.")
-                about = [c for c in comparisons if c.metric == metric]
-                lines += [f"{c.in_words(title)}." for c in crossovers(about, cost)]
+                lines += [f"{crossover.in_words(title)}." for crossover in found]
         if not axes:
             continue
-        data = []
-        for arm, seeds in runs:
-            text = [f"{_safe(arm.label)}<br>seed {run.seed}" for run in seeds]
-            ys = [100 * run.results[metric] for run in seeds]
-            data.append(_trace([], ys, arms.index(arm), text, size=9))
         yield {
-            "id": f"plot-cost-{_slug(metric)}",
+            "id": f"plot-cost-{slug(metric)}",
             "title": f"{metric} against cost",
             "note": "One symbol for each seed; dotted, the front of the arms' means: at its cost, "
-            "no other arm had a better mean. Differences along it may be chance.",
+            "no other arm had a better mean. Differences along it may be chance."
+            + _crossing_note(axes),
             "lines": lines,
             "height": 360,
-            "data": data,
+            "data": [_cost_points(arm, arms.index(arm), seeds, metric) for arm, seeds in runs],
             "axes": axes,
-            "layout": {"yaxis": {"title": {"text": f"{metric}, %"}}, "hovermode": "closest"},
+            "layout": {"yaxis": {"title": {"text": f"{safe(metric)}, %"}}},
         }
 
 
+def _cost_points(arm: Arm, i: int, seeds: Sequence[Run], metric: str) -> Plot:
+    """A symbol for each seed, whose place on the axis depends on the axis."""
+    label = safe(arm.label)
+    found = [Point(0, 100 * run.results[metric], f"{label}<br>seed {run.seed}", i) for run in seeds]
+    spoken = "%{text}<br>%{x:.4g}, %{y:.4g} %<extra></extra>"
+    return points(found, size=9) | {"hovertemplate": spoken}
+
+
 def _cost_axis(
-    title: str, cost: Cost, metric: str, runs: Sequence[tuple[Arm, Sequence[Run]]]
+    title: str,
+    cost: Cost,
+    metric: str,
+    runs: Sequence[tuple[Arm, Sequence[Run]]],
+    found: Sequence[Crossover],
 ) -> Plot | None:
-    """Positions of all symbols on an axis, the front and the places of its arms; none where a
-    run does not know its cost."""
+    """Positions of all symbols on an axis, the front with the places of its arms, and where stems
+    cross; none where a run does not know its cost."""
     known = [[cost(run) for run in seeds] for _, seeds in runs]
     xs = [[x for x in seeds if x is not None] for seeds in known]
     if not xs or any(len(x) < len(all_) for x, all_ in zip(xs, known, strict=True)):
@@ -149,121 +179,39 @@ def _cost_axis(
         for x, (_, seeds) in zip(xs, runs, strict=True)
     ]
     best = front(means)
+    everything = [x for seeds in xs for x in seeds]
     return {
         "title": title,
         "xs": xs,
-        "log": all(x > 0 for seeds in xs for x in seeds),
+        "log": min(everything) > 0,
         "front": {"x": [means[i][0] for i in best], "y": [means[i][1] for i in best]},
         "best": best,
+        "crossings": _crossings(found, min(everything), max(everything)),
     }
 
 
-def _curves(arms: Sequence[Arm]) -> Iterable[Plot]:
-    """Training loss for each objective (losses do not compare across them), then validation."""
-    trained = [arm for arm in arms if not arm.is_pixels]
-    for objective in dict.fromkeys(arm.first.objective for arm in trained):
-        chosen = [arm for arm in trained if arm.first.objective == objective]
-        yield _curve(
-            arms,
-            chosen,
-            "train/loss",
-            title=f"Training loss, {objective}",
-            reference="train/target_entropy",
-            note="Dotted: the entropy of the targets, which guessing their frequencies reaches.",
-        )
-        if _has(chosen, "train/constant_guess_accuracy"):
-            yield _curve(
-                arms,
-                chosen,
-                "train/accuracy",
-                title=f"Training accuracy, {objective}",
-                reference="train/constant_guess_accuracy",
-                note="Dotted: always guessing the most frequent target.",
-                scale=100,
-            )
-    for metric in ("val/accuracy", "val/linear", "val/knn"):
-        yield _curve(arms, trained, metric, title=f"Validation: {metric}", scale=100)
-
-
-def _curve(
-    arms: Sequence[Arm],
-    chosen: Sequence[Arm],
-    metric: str,
-    *,
-    title: str,
-    reference: str | None = None,
-    note: str = "",
-    scale: float = 1,
-) -> Plot:
-    data: list[Plot] = []
-    axis = _axis(chosen, metric)
-    bands = []
-    for arm in chosen:
-        i = arms.index(arm)
-        series = [(run, *_series(run, metric, axis)) for run in arm.runs]
-        band = _band([(xs, [scale * y for y in ys]) for _, xs, ys in series if xs], i)
-        bands += band
-        for run, xs, ys in series:
-            if not xs:
-                continue
-            text = f"{_safe(arm.label)}<br>seed {run.seed}"
-            trace = _trace(xs, [scale * y for y in ys], i, [text] * len(xs), size=0)
-            trace["mode"] = "lines+markers"
-            width = 1 if band else 1.5
-            trace["line"] = {"c": i % COLOURS, "width": width, "dash": DASHES[i % len(DASHES)]}
-            # The arm's symbol, at the end only.
-            trace["marker"] |= {
-                "size": [0] * (len(xs) - 1) + [8],
-                "opacity": 1,
-                "line": {"width": 0},
-            }
-            data.append(trace)
-        xs, ys = _series(arm.first, reference, axis) if reference else ([], [])
-        if xs:
-            text = f"{_safe(arm.label)}<br>{reference}"
-            guess = _trace(xs, [scale * y for y in ys], i, [text] * len(xs), size=0)
-            data.append(
-                {**guess, "mode": "lines", "line": {"c": i % COLOURS, "width": 1, "dash": "dot"}}
-            )
-    has_reference = reference is not None and _has(chosen, reference)
-    unit = ", %" if scale == 100 else ""
-    return {
-        "id": f"plot-{_slug(title)}",
-        "title": title,
-        "note": "One line for each seed. "
-        + ("Bands: 95 % t interval of the mean at each step. " if bands else "")
-        + (note if has_reference else ""),
-        "height": 340,
-        "data": bands + data,  # bands below all lines
-        "layout": {
-            "xaxis": {"title": {"text": axis}},
-            "yaxis": {"title": {"text": _safe(metric) + unit}},
-        },
-    }
-
-
-def _band(curves: Sequence[tuple[list[float], list[float]]], i: int) -> list[Plot]:
-    """The interval of the mean over seeds that logged at the same places, from three on."""
-    if len(curves) < MIN_SEEDS or any(xs != curves[0][0] for xs, _ in curves):
+def _crossings(found: Sequence[Crossover], low: float, high: float) -> list[Plot]:
+    """The single crossings, with their intervals as far as there are costs."""
+    single = [c for c in found if c.is_single]
+    if len(single) > MAX_CROSSINGS:
         return []
-    xs = curves[0][0]
-    lows, highs = [], []
-    for values in zip(*(ys for _, ys in curves), strict=True):
-        low, high = mean_interval(values) or (fmean(values), fmean(values))
-        lows.append(low)
-        highs.append(high)
     return [
         {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [*xs, *reversed(xs)],
-            "y": [*highs, *reversed(lows)],
-            "fill": "toself",  # in half the line's colour
-            "line": {"c": i % COLOURS, "width": 0},
-            "opacity": 0.35,
-            "hoverinfo": "skip",
+            "x": c.mean,
+            "text": f"{safe(c.hybrid)}<br>{safe(c.pure)}",
+            "interval": c.interval and [max(low, c.interval[0]), min(high, c.interval[1])],
         }
+        for c in single
     ]
+
+
+def _crossing_note(axes: Sequence[Plot]) -> str:
+    if not any(axis["crossings"] for axis in axes):
+        return ""
+    return (
+        " Upright lines: where a hybrid and a pure stem cross; shaded, the 95 % interval of that "
+        "cost, as far as there are arms."
+    )
 
 
 def _mixing(arms: Sequence[Arm]) -> Iterable[Plot]:
@@ -279,19 +227,19 @@ def _mixing(arms: Sequence[Arm]) -> Iterable[Plot]:
                 ys = [100 * y for y in getattr(found, attribute)] if found else []
                 if not ys:
                     continue
-                text = [f"{_safe(arm.label)}, {when}<br>{y:.3g} % {what}" for y in ys]
-                xs = list(range(len(ys)))
-                trace = _trace(xs, ys, i, text, size=8, hollow=when == "fresh")
-                trace["mode"] = "lines+markers"
-                dash = "dot" if when == "fresh" else "solid"
-                trace["line"] = {"c": i % COLOURS, "width": 1.5, "dash": dash}
-                data.append(trace)
+                text = f"{safe(arm.label)}, {when}"
+                said = [Point(x, y, f"{text}<br>{y:.3g} % {what}", i) for x, y in enumerate(ys)]
+                symbols = points(said, size=8, hollow="-open" if when == "fresh" else "")
+                trace = line(range(len(ys)), ys, i, text)
+                trace["line"]["dash"] = "dot" if when == "fresh" else "solid"
+                data.append(trace | symbols | {"mode": "lines+markers"})
         farthest = max((len(trace["x"]) for trace in data), default=1) - 1
         yield {
-            "id": f"plot-{_slug(title)}",
+            "id": f"plot-{slug(title)}",
             "title": f"{title}, by distance",
             "note": "Distance in patches, 0 being the patch itself. Hollow and dotted: the fresh "
-            "stem; full: after training.",
+            "stem; full: after training. The table of mixing and leakage sums them up.",
+            "lines": [],
             "height": 320,
             "data": data,
             "layout": {
@@ -303,65 +251,3 @@ def _mixing(arms: Sequence[Arm]) -> Iterable[Plot]:
                 "yaxis": {"title": {"text": f"% {what}"}, "rangemode": "tozero"},
             },
         }
-
-
-def _series(run: Run, metric: str, axis: str) -> tuple[list[float], list[float]]:
-    """Where and what a run logged of a metric, thinned evenly, the last entry kept."""
-    entries = [e for e in run.metrics if metric in e and axis in e]
-    stride = max(1, -(-len(entries) // MAX_POINTS))
-    kept = entries[::-1][::stride][::-1]
-    return [e[axis] for e in kept], [e[metric] for e in kept]
-
-
-def _has(arms: Sequence[Arm], metric: str) -> bool:
-    return any(metric in e for arm in arms for run in arm.runs for e in run.metrics)
-
-
-def _axis(arms: Sequence[Arm], metric: str) -> str:
-    """`epoch` if all that was logged of a metric says it, else `step`."""
-    entries = (e for arm in arms for run in arm.runs for e in run.metrics if metric in e)
-    return "epoch" if all("epoch" in e for e in entries) else "step"
-
-
-def _trace(
-    xs: Sequence[Any],
-    ys: Sequence[float],
-    i: int,
-    text: Sequence[str],
-    *,
-    size: float,
-    hollow: bool = False,
-) -> Plot:
-    symbol = SYMBOLS[i % len(SYMBOLS)] + ("-open" if hollow else "")
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": list(xs),
-        "y": list(ys),
-        "text": list(text),
-        "hovertemplate": "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>"
-        if size in (0, 9)
-        else "%{text}<extra></extra>",
-        "marker": {"symbol": symbol, "size": size, "c": i % COLOURS},
-    }
-
-
-def _label(text: str, y: float) -> Plot:
-    return {
-        "text": _safe(text),
-        "x": 0,
-        "xref": "paper",
-        "xanchor": "left",
-        "y": y,
-        "yanchor": "middle",
-        "showarrow": False,
-        "align": "left",
-    }
-
-
-def _safe(text: str) -> str:
-    return html.escape(text, quote=False)
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower()).strip("-")

@@ -16,15 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hybridvit.studies.choices import Choice, from_plain
-
 SCHEMA = 1  # of run.json and summary.json
 MAX_RECORD = 1 << 20  # bytes of a JSON or YAML file
 MAX_METRICS = 64 << 20  # bytes of metrics.jsonl
-MAX_PREDICTIONS = 32 << 20  # bytes of predictions.json
 MAX_PICTURE = 4 << 20  # bytes of a figure
 MAX_PIXELS = 1 << 24  # of a figure: a small file can unpack to gigabytes
+MAX_ROWS = 200  # characters of the names of its rows
 MAX_DEPTH = 4  # folders below a path in which runs are looked for
+MAX_NESTING = 64  # of a config
 PNG = b"\x89PNG\r\n\x1a\n"
 STATUSES = ("complete", "running", "stopped", "diverged", "failed")
 KINDS = ("train", "pixels", "tune")
@@ -135,23 +134,6 @@ class Run:
         return node if isinstance(node, dict) else {}
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """The classes that a run's networks gave to the test images, by result, and the true ones."""
-
-    labels: tuple[int, ...]
-    predicted: dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a report takes from the plan.json of a study; none where it says nothing sound."""
-
-    match: str | None = None  # the cost that was made equal
-    smallest_difference: float | None = None  # of interest, in percentage points
-    tuning: tuple[Choice, ...] = ()  # what arms chose on validation
-
-
 def part_name(config: dict[str, Any], part: str) -> str:
     """Name of a config's part, `?` where it has none."""
     section = config.get(part)
@@ -160,6 +142,8 @@ def part_name(config: dict[str, Any], part: str) -> str:
 
 def clean(text: str) -> str:
     """A text on one line, without control, format or surrogate characters."""
+    if text.isprintable():  # most are
+        return text
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 
@@ -176,7 +160,7 @@ def read_run(path: Path) -> Run:
         raise ValueError(
             f"{path} is no run directory: it has no run.json; give one that `hybridvit train` wrote"
         )
-    record = _read_json(path, "run.json")
+    record = read_json(path, "run.json")
     text = {k: _required(path, record, k, str) for k in ("name", "hash", "kind", "status")}
     for key, valid in (("kind", KINDS), ("status", STATUSES)):
         if text[key] not in valid:
@@ -194,7 +178,7 @@ def read_run(path: Path) -> Run:
         path=path,
         seed=_required(path, record, "seed", int),
         arm=arm,
-        config=_read_config(path),
+        config=read_yaml(path, "config.yaml"),
         record=record,
         metrics=metrics,
         notes=notes,
@@ -204,7 +188,7 @@ def read_run(path: Path) -> Run:
         return run
     if not (path / "summary.json").is_file():
         raise ValueError(f"{path} says that it is complete but has no summary.json; run it again")
-    summary = _read_json(path, "summary.json")
+    summary = read_json(path, "summary.json")
     found = summary.get("results")
     pairs = found.items() if isinstance(found, dict) else ()
     results = {k: n for k, v in pairs if (n := number(v)) is not None}
@@ -241,8 +225,9 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     return list(found.values())
 
 
-def read_picture(run: Run) -> tuple[Path, bytes] | None:
-    """The run's latest reconstructions as (path, PNG bytes); none where there is no sound one."""
+def read_picture(run: Run) -> tuple[Path, bytes, str] | None:
+    """The run's latest reconstructions as (path, PNG bytes, what its rows show); none where there
+    is no sound one."""
     steps = {}
     folder = run.path / "figures"
     for path in folder.glob("reconstructions-step-*.png") if folder.is_dir() else ():
@@ -252,7 +237,7 @@ def read_picture(run: Run) -> tuple[Path, bytes] | None:
     for _, path in sorted(steps.items(), reverse=True):
         content = _read_bytes(run.path, path, MAX_PICTURE)
         if content is not None and _is_small_png(content):
-            return path, content
+            return path, content, _rows(content)
     return None
 
 
@@ -261,6 +246,17 @@ def _is_small_png(content: bytes) -> bool:
         return False
     width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
     return 0 < width * height <= MAX_PIXELS
+
+
+def _rows(png: bytes) -> str:
+    """The text that the engine keeps in a picture: the names of its rows, from above."""
+    place = len(PNG)
+    while (kind := png[place + 4 : place + 8]) not in (b"", b"IDAT"):
+        size = int.from_bytes(png[place : place + 4], "big")
+        if kind == b"tEXt" and png[place + 8 :].startswith(b"rows\0"):
+            return clean(png[place + 13 : place + 8 + size].decode("latin-1"))[:MAX_ROWS]
+        place += 12 + size
+    return "not named"
 
 
 def _run_directories(path: Path, depth: int) -> list[Path]:
@@ -284,41 +280,6 @@ def _one_of(first: Run, second: Run) -> Run:
         )
         return replace(kept, notes=(*kept.notes, note))
     return kept
-
-
-def read_predictions(run: Run) -> Predictions | None:
-    """What the run says of single test images; none where there is nothing sound."""
-    path = run.path / "predictions.json"
-    if not run.is_complete or not path.exists():
-        return None
-    try:
-        content = _read_json(run.path, path.name, MAX_PREDICTIONS)
-    except ValueError:
-        return None
-    labels, predicted = _classes(content.get("labels")), content.get("predicted")
-    if not labels or not isinstance(predicted, dict):
-        return None
-    read = {key: _classes(value) for key, value in predicted.items()}
-    sound = {key: value for key, value in read.items() if value and len(value) == len(labels)}
-    return Predictions(labels, sound)
-
-
-def read_plan(runs: Sequence[Run]) -> Plan:
-    """The plan of the study that all the runs lie in; an empty one for any others."""
-    folders = {run.path.parent for run in runs}
-    if len(folders) != 1:
-        return Plan()
-    (folder,) = folders
-    try:
-        content = _read_json(folder, "plan.json")
-    except ValueError:
-        return Plan()
-    match, smallest = content.get("match"), number(content.get("smallest_difference"))
-    return Plan(
-        match if isinstance(match, str) else None,
-        smallest if smallest is not None and smallest > 0 else None,
-        tuple(from_plain(content.get("tuning"))),
-    )
 
 
 def _read_bytes(root: Path, path: Path, cap: int) -> bytes | None:
@@ -347,7 +308,12 @@ def _read_record(root: Path, name: str, cap: int = MAX_RECORD) -> str:
         raise ValueError(f"{root / name} is no UTF-8 text; is it damaged?") from None
 
 
-def _read_json(root: Path, name: str, cap: int = MAX_RECORD) -> dict[str, Any]:
+def load_json(root: Path, name: str, cap: int = MAX_RECORD) -> dict[str, Any]:
+    """A record of a schema known here, its texts as they are.
+
+    Raises:
+        ValueError: it is missing, broken, too large or of a newer schema.
+    """
     text = _read_record(root, name, cap)
     try:
         record = json.loads(text)
@@ -368,33 +334,45 @@ def _read_json(root: Path, name: str, cap: int = MAX_RECORD) -> dict[str, Any]:
             f"{root / name} has schema {schema}, newer than the {SCHEMA} known here; "
             "update hybridvit to read it"
         )
-    cleaned = _clean_tree(record)
-    assert isinstance(cleaned, dict)
+    return record
+
+
+def read_json(root: Path, name: str) -> dict[str, Any]:
+    """`load_json`, its texts cleaned."""
+    cleaned: dict[str, Any] = _clean_tree(load_json(root, name))
     return cleaned
 
 
-def _read_config(root: Path) -> dict[str, Any]:
+def read_yaml(root: Path, name: str) -> dict[str, Any]:
+    """A mapping of plain values, its texts cleaned.
+
+    Raises:
+        ValueError: it is missing, too large, or anything else.
+    """
     import yaml
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            # Nested aliases make a kilobyte of YAML unfold into gigabytes.
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("aliases are refused")
-            return super().compose_node(parent, index)
-
-    text = _read_record(root, "config.yaml")
+    text = _read_record(root, name)
+    # libyaml's loader is five times as fast; a SafeLoader, so no tags that make objects.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        config = yaml.load(text, Loader)  # a SafeLoader: no tags that make objects
+        depth = 0
+        for event in yaml.parse(text, loader):
+            # Nested aliases make a kilobyte of YAML unfold into gigabytes.
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.YAMLError("aliases are refused")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_NESTING:  # libyaml's loader would run out of stack, and crash
+                raise yaml.YAMLError("nested too deeply")
+        config = yaml.load(text, loader)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         what = clean(str(getattr(error, "problem", None) or error))[:120]
         raise ValueError(
-            f"{root / 'config.yaml'} is no plain YAML ({what}); restore it or remove the run"
+            f"{root / name} is no plain YAML ({what}); restore it or remove the run"
         ) from None
     if not isinstance(config, dict):
-        raise ValueError(f"{root / 'config.yaml'} holds no mapping; is it damaged?")
-    cleaned = _clean_tree(config)
-    assert isinstance(cleaned, dict)
+        raise ValueError(f"{root / name} holds no mapping; is it damaged?")
+    cleaned: dict[str, Any] = _clean_tree(config)
     return cleaned
 
 
@@ -449,13 +427,6 @@ def number(value: Any) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:
         return None
-
-
-def _classes(value: Any) -> tuple[int, ...]:
-    """Class numbers; nothing for all else."""
-    if not isinstance(value, list) or not all(type(x) is int for x in value):
-        return ()
-    return tuple(value)
 
 
 def _count(section: dict[str, Any], key: str) -> int | None:

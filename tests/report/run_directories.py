@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+HOSTILE = "</script><img src=x onerror=\"document.title='pwned'\"><b>bold</b>"
+SCHEME = "<a href=\"javascript:document.title='pwned'\">javascript:alert(1)</a>"
 STEMS = {"linear": True, "conv": False, "resnet": False}  # name: patch-local
 
 
@@ -155,3 +157,36 @@ def curve(seed: int, top: float, objective: str = "supervised") -> list[dict[str
         if k % 4 == 0:
             lines.append({"step": 10 * k, "val/accuracy": top * (1 - 0.5 / k) + wave})
     return lines
+
+
+def write_study(root: Path, hostile: str = "conv") -> None:
+    for stem, top in (("linear", 0.90), ("conv", 0.93)):
+        label = hostile if stem == "conv" else stem
+        for seed in range(3):
+            write_run(
+                root,
+                stem,
+                seed=seed,
+                results={"test/accuracy": top + 0.004 * ((seed * 2) % 3), "val/accuracy": top},
+                record={"arm": {"stem": label, "objective": "supervised"}, "name": label},
+                metrics=curve(seed, top),
+                config={"optim": {"note": "n"}},
+                summary={"protocol": {"test/accuracy": "argmax of the head, <once>"}},
+            )
+            results = {"test/linear": top - 0.1 - 0.01 * seed, "test/knn": top - 0.2}
+            results |= {"untrained/test/linear": 0.78, "untrained/test/knn": 0.70 + 0.01 * seed}
+            write_run(
+                root,
+                stem,
+                "mae",
+                seed,
+                results,
+                record={"arm": {"stem": label, "objective": "mae"}, "name": label},
+                metrics=curve(seed, top - 0.2, "mae"),
+                figure=png(256, 96),
+                config={"optim": {"note": "n"}},
+            )
+    results = {"test/logistic_regression": 0.80, "test/knn": 0.85}
+    write_run(root, results=results, record={"kind": "pixels", "name": "pixels"})
+    diverged = {"status": "diverged", "error": "loss is nan at step 30", "arm": {"stem": "resnet"}}
+    write_run(root, "resnet", record=diverged)

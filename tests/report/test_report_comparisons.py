@@ -11,9 +11,12 @@ from scipy import stats
 from hybridvit.report import find_runs, write_report
 from hybridvit.report.arms import Comparison, compare, group
 from hybridvit.report.comparisons import headings, notes, table
-from hybridvit.report.examples import disagreement, interval, paired
-from hybridvit.report.page import Report
-from hybridvit.report.runs import Plan, read_plan, read_predictions, read_run
+from hybridvit.report.examples import HEADINGS, all_paired, interval, paired
+from hybridvit.report.examples import table as disagreement
+from hybridvit.report.page import Report, without_empty_columns
+from hybridvit.report.predictions import read_predictions
+from hybridvit.report.runs import read_run
+from hybridvit.report.study import Plan, read_plan
 
 PURE = [0.900, 0.909, 0.904]
 HYBRID = [0.920, 0.930, 0.928]  # 2.0, 2.1, 2.4 points more: sd 0.2082
@@ -40,11 +43,16 @@ def compared(root: Path) -> list[Comparison]:
     return compare(group(find_runs([root])))
 
 
+def lines_of(root: Path, smallest: float | None) -> list[tuple[str, ...]]:
+    comparisons = compared(root)
+    return table(comparisons, all_paired(comparisons), smallest)
+
+
 def test_table_by_itself_and_among_all(tmp_path: Path) -> None:
     write_pair(tmp_path)
     for seed, value in enumerate([0.7, 0.91, 0.95]):
         write_run(tmp_path, "resnet", seed=seed, results={"test/accuracy": value})
-    first, second = table(compared(tmp_path), None)
+    first, second = lines_of(tmp_path, None)
     se = math.sqrt(((2.0 - 6.5 / 3) ** 2 + (2.1 - 6.5 / 3) ** 2 + (2.4 - 6.5 / 3) ** 2) / 2 / 3)
     half = stats.t.isf(0.025, 2) * se
     # Of two claims, one is Holm's: its interval starts at zero, at 5 % / (2 * 2 - 1).
@@ -53,7 +61,7 @@ def test_table_by_itself_and_among_all(tmp_path: Path) -> None:
     assert first == (
         "conv / supervised against linear / supervised, test/accuracy",
         "3", "+2.2", "0.21", f"[{mean - half:.1f}, {mean + half:.1f}]", f"(0, {mean + far:.1f}]",
-        "better", "",
+        "better", "", "stem",
     )  # fmt: skip
     assert second[6] == "not distinguishable"
     assert len(first) == len(headings(None))
@@ -61,16 +69,16 @@ def test_table_by_itself_and_among_all(tmp_path: Path) -> None:
 
 def test_seeds_needed_are_those_of_the_deviation_alone(tmp_path: Path) -> None:
     write_pair(tmp_path)
-    (line,) = table(compared(tmp_path), 0.5)
-    assert headings(0.5)[-1] == "seeds for 0.5 points"
+    (line,) = lines_of(tmp_path, 0.5)
+    assert headings(0.5)[-2] == "seeds for 0.5 points"
 
     # 0.5 points are 2.402 deviations of 0.20817.
     def power(n: int, std: float) -> float:
         return float(stats.nct.sf(stats.t.isf(0.025, n - 1), n - 1, 0.5 / std * math.sqrt(n)))
 
-    number = int(line[-1].split()[0])
+    number = int(line[-2].split()[0])
     assert power(number, 0.20817) >= 0.8 > power(number - 1, 0.20817)
-    low, high = (int(x) for x in line[-1].split(" ", 1)[1].strip("[]").split(", "))
+    low, high = (int(x) for x in line[-2].split(" ", 1)[1].strip("[]").split(", "))
     assert low == 3
     worst = 0.20817 * math.sqrt(2 / stats.chi2.ppf(0.025, 2))
     assert power(high, worst) >= 0.8 > power(high - 1, worst)
@@ -84,19 +92,19 @@ def test_the_difference_observed_changes_no_number_of_seeds(tmp_path: Path) -> N
         for seed in range(3):
             write_run(root, seed=seed, results={"test/accuracy": PURE[seed] - shift})
             write_run(root, "conv", seed=seed, results={"test/accuracy": HYBRID[seed]})
-        (line,) = table(compared(root), 0.5)
+        (line,) = lines_of(root, 0.5)
         lines.append(line)
-    assert lines[0][-1] == lines[1][-1]
+    assert lines[0][-2] == lines[1][-2]
     assert lines[0][2] != lines[1][2]
 
 
 def test_too_few_seeds_leave_cells_empty(tmp_path: Path) -> None:
     for stem in ("linear", "conv"):
         write_run(tmp_path, stem, results={"test/accuracy": 0.5})
-    (line,) = table(compared(tmp_path), 1.0)
-    assert line[1:] == ("1", "+0.0", "", "", "", "no interval", "", "")
+    (line,) = lines_of(tmp_path, 1.0)
+    assert line[1:] == ("1", "+0.0", "", "", "", "no interval", "", "", "stem")
     write_run(tmp_path, "resnet", seed=1, results={"test/accuracy": 0.5})
-    lines = table(compared(tmp_path), 1.0)
+    lines = lines_of(tmp_path, 1.0)
     assert {len(line) for line in lines} == {len(headings(1.0))}
 
 
@@ -135,9 +143,9 @@ def test_example_interval_is_paired_over_images_and_seeds(tmp_path: Path) -> Non
     found = paired(comparison)
     assert found is not None
     d = np.mean(hits["conv"], axis=0) - np.mean(hits["linear"], axis=0)
-    assert np.subtract(found.arm, found.other) == pytest.approx(d)
+    assert np.subtract(found.arm, found.other) / found.seeds == pytest.approx(d)
     half = 1.96 * d.std() / math.sqrt(n)
-    assert interval(comparison) == pytest.approx((d.mean() - half, d.mean() + half), abs=0.005)
+    assert interval(found) == pytest.approx((d.mean() - half, d.mean() + half), abs=0.005)
     report = Report(find_runs([tmp_path]), tmp_path)
     assert report.comparisons[1][7].startswith("[")
     assert any(note.startswith("These trained models only") for note in report.comparison_notes)
@@ -152,7 +160,7 @@ def test_training_is_paired_with_the_untrained_predictions(tmp_path: Path) -> No
         write_predictions(path, hits)
     (comparison,) = compared(tmp_path)
     assert comparison.kind == "training"
-    low, high = interval(comparison) or (0, 0)
+    low, high = interval(paired(comparison)) or (0, 0)
     assert low < hits["test/knn"].mean() - hits["untrained/test/knn"].mean() < high
 
 
@@ -162,14 +170,60 @@ def test_disagreement_by_hand(tmp_path: Path) -> None:
     theirs[[7, 17, 27, 3]] = False  # three of class 7, one of class 3
     write_pair(tmp_path, {"conv": [ours] * 3, "linear": [theirs, theirs, np.ones(40, bool)]})
     (comparison,) = compared(tmp_path)
-    assert disagreement(comparison) == (
-        "conv / supervised against linear / supervised, test/accuracy: of 40 test images the "
-        "former gets 4 right in more seeds, the latter 2; 34 are alike. By class, from -25.0 "
-        "points (class 0) to +50.0 (class 7), which is the most extreme of 10 and so no claim."
-    )
+    headings, cells = disagreement([comparison], all_paired([comparison]))
+    assert headings[len(HEADINGS) :] == tuple(f"class {k}, points" for k in range(10))
+    # Nobody is right in all seeds where the other is right in none: linear's third is always right.
+    assert cells[:7] == (
+        "conv / supervised against linear / supervised, test/accuracy",
+        "40", "4", "2", "34", "0", "2: 0, 1",
+    )  # fmt: skip
+    points = [-25.0, -25.0, 0, 100 * 2 / 3 / 4, 0, 0, 0, 100 * 2 / 4, 0, 0]
+    assert cells[7:] == tuple(f"{x:+.1f}" for x in points)
     page = write_report(find_runs([tmp_path]), tmp_path / "out", title="t").read_text("utf-8")
-    assert "of 40 test images the former gets 4 right" in page
-    assert "of 40 test images the former" in (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert "Where they disagree" in page
+    assert "| 4 | 2 | 34 | 0 | 2: 0, 1 |" in (tmp_path / "out" / "report.md").read_text("utf-8")
+
+
+def test_of_many_classes_the_extremes_are_named(tmp_path: Path) -> None:
+    labels = list(range(30)) * 2
+    right, wrong = np.array(labels), (np.array(labels) + 1) % 30
+    ours, theirs = right.copy(), right.copy()
+    ours[[4, 34, 5]] = wrong[[4, 34, 5]]
+    theirs[[17]] = wrong[17]
+    for stem, said in (("linear", theirs), ("conv", ours)):
+        for seed in range(3):
+            path = write_run(tmp_path, stem, seed=seed, results={"test/accuracy": 0.5 + seed})
+            content = {"schema": 1, "labels": labels}
+            content["predicted"] = {"test/accuracy": said.tolist()}
+            (path / "predictions.json").write_text(json.dumps(content))
+    comparisons = compared(tmp_path)
+    headings, cells = disagreement(comparisons, all_paired(comparisons))
+    low, high = cells[len(HEADINGS) :]
+    assert low.startswith("4: -100.0, 5: -50.0, 0: +0.0")
+    assert high.startswith("17: +50.0, ")
+    assert headings[-1] == "highest classes, points"
+
+
+def test_columns_without_any_number_are_left_out(tmp_path: Path) -> None:
+    assert without_empty_columns([("a", "b", "c"), ("1", "", "")]) == [("a",), ("1",)]
+    write_pair(tmp_path)
+    page = write_report(find_runs([tmp_path]), tmp_path / "out", title="t").read_text("utf-8")
+    assert "these trained models only</th>" not in page
+
+
+def test_configs_of_a_comparison_differ_in_what_it_says(tmp_path: Path) -> None:
+    for stem, epochs in (("linear", 5), ("conv", 4)):
+        for seed in range(3):
+            write_run(tmp_path, stem, seed=seed, results={"test/accuracy": 0.5 + 0.1 * seed},
+                      config={"train": {"epochs": epochs}})  # fmt: skip
+            write_run(tmp_path, stem, "mae", seed, {"test/knn": 0.5, "untrained/test/knn": 0.4})
+    ends = {line[0]: line[-1] for line in lines_of(tmp_path, None)}
+    assert ends == {
+        "conv / mae against linear / mae, test/knn": "stem",
+        "conv / supervised against linear / supervised, test/accuracy": "stem, train.epochs",
+        "linear / mae against its untrained encoder, test/knn": "nothing",
+        "conv / mae against its untrained encoder, test/knn": "nothing",
+    }
 
 
 @pytest.mark.parametrize(
@@ -189,7 +243,7 @@ def test_unsound_predictions_give_no_interval(tmp_path: Path, content: str) -> N
     write_pair(tmp_path, {s: [np.ones(40, bool)] * 3 for s in ("linear", "conv")})
     (comparison,) = compared(tmp_path)
     assert paired(comparison) is not None
-    assert interval(comparison) is None  # all images alike: no spread
+    assert interval(paired(comparison)) is None  # all images alike: no spread
     (comparison.arm.runs[0].path / "predictions.json").write_text(content)
     assert paired(comparison) is None
 
@@ -198,12 +252,12 @@ def test_other_test_images_and_missing_files_give_no_interval(tmp_path: Path) ->
     hits = np.arange(40) % 3 > 0
     write_pair(tmp_path, {"linear": [hits] * 3, "conv": [~hits] * 3})
     (comparison,) = compared(tmp_path)
-    assert interval(comparison) is not None
+    assert interval(paired(comparison)) is not None
     path = comparison.other.runs[2].path
     write_predictions(path, {"test/accuracy": hits}, labels=[9] * 40)
-    assert interval(comparison) is None
+    assert interval(paired(comparison)) is None
     (path / "predictions.json").unlink()
-    assert interval(comparison) is None
+    assert interval(paired(comparison)) is None
     assert read_predictions(read_run(path)) is None
     text = write_report(find_runs([tmp_path]), tmp_path / "out", title="t").read_text("utf-8")
     assert "These trained models only: a paired" not in text

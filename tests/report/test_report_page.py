@@ -5,56 +5,17 @@ import html
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-from run_directories import curve, png, write_run
+from run_directories import HOSTILE, SCHEME, write_run, write_study
 
 from hybridvit.report import find_runs, write_report
-from hybridvit.report.page import json_block
-
-HOSTILE = "</script><img src=x onerror=\"document.title='pwned'\"><b>bold</b>"
-SCHEME = "<a href=\"javascript:document.title='pwned'\">javascript:alert(1)</a>"
-
-
-def write_study(root: Path, hostile: str = "conv") -> None:
-    for stem, top in (("linear", 0.90), ("conv", 0.93)):
-        label = hostile if stem == "conv" else stem
-        for seed in range(3):
-            write_run(
-                root,
-                stem,
-                seed=seed,
-                results={"test/accuracy": top + 0.004 * ((seed * 2) % 3), "val/accuracy": top},
-                record={"arm": {"stem": label, "objective": "supervised"}, "name": label},
-                metrics=curve(seed, top),
-                config={"optim": {"note": "n"}},
-                summary={"protocol": {"test/accuracy": "argmax of the head, <once>"}},
-            )
-            results = {"test/linear": top - 0.1 - 0.01 * seed, "test/knn": top - 0.2}
-            results |= {"untrained/test/linear": 0.78, "untrained/test/knn": 0.70 + 0.01 * seed}
-            write_run(
-                root,
-                stem,
-                "mae",
-                seed,
-                results,
-                record={"arm": {"stem": label, "objective": "mae"}, "name": label},
-                metrics=curve(seed, top - 0.2, "mae"),
-                figure=png(256, 96),
-                config={"optim": {"note": "n"}},
-            )
-    results = {"test/logistic_regression": 0.80, "test/knn": 0.85}
-    write_run(root, results=results, record={"kind": "pixels", "name": "pixels"})
-    diverged = {"status": "diverged", "error": "loss is nan at step 30", "arm": {"stem": "resnet"}}
-    write_run(root, "resnet", record=diverged)
+from hybridvit.report.page import Report, json_block, render
+from hybridvit.report.provenance import commands, differing, same
 
 
 class Page(HTMLParser):
@@ -158,14 +119,20 @@ def test_every_seed_is_in_the_plots(hostile_page: Path) -> None:
     loss = plots["plot-training-loss--mae"]
     assert loss["layout"]["xaxis"]["title"]["text"] == "epoch"
     bands = [t for t in loss["data"] if t.get("fill")]
-    lines = [t for t in loss["data"] if not t.get("fill")]
-    assert [len(t["x"]) for t in lines] == [20] * 8  # 2 arms: 3 seeds and the entropy
+    *lines, ends = [t for t in loss["data"] if not t.get("fill")]
+    assert [len(t["x"]) for t in lines] == [62, 20] * 2  # 2 arms: 3 seeds with gaps, the entropy
+    assert [place for place, x in enumerate(lines[0]["x"]) if x is None] == [20, 41]
     assert lines[0]["x"][-1] == 5.0
+    assert (ends["x"], ends["marker"]["c"]) == ([5.0] * 6, [0] * 3 + [2] * 3)
     assert [len(t["x"]) for t in bands] == [40] * 2
     # At the first step, seeds 0 to 2 log 2.3 + 0.02 * (1, -2, 0).
     assert bands[0]["y"][0] == pytest.approx(2.3 - 0.02 / 3 + 4.303 * 0.02 * math.sqrt(7 / 9),
                                              abs=1e-3)  # fmt: skip
-    assert "Bands: 95 %" in loss["note"]
+    text = hostile_page.read_text("utf-8")
+    assert "Bands: 95 % t interval of the mean at each step" in text
+    assert re.search(
+        r"linear / mae: from 2\.29 at epoch 0\.25 to 0\.\d+ at 5 \(mean of n = 3\)", text
+    )
     assert "plot-training-accuracy--mae" in plots
     assert "plot-validation--val-accuracy" in plots
 
@@ -178,8 +145,62 @@ def test_provenance_names_every_run(hostile_page: Path) -> None:
         assert run.hash in text
         if run.kind == "train":
             assert f"hybridvit train ../runs/{run.path.name}/config.yaml" in text
+    assert f"# hybridvit 0.1.0, commit {'c0ffee' * 6}\nhybridvit train" in text
     for needed in ("f00d", "A CPU", "2.15.0", "c0ffeec0ffee", "argmax of the head, <once>"):
         assert needed in text
+
+
+def test_commands_name_the_code_that_made_each_run(tmp_path: Path) -> None:
+    for seed, code in enumerate(
+        ({"commit": "aaa"}, {"commit": "bbb", "dirty": True}, {"commit": "aaa"})
+    ):
+        write_run(tmp_path, seed=seed, record={"code": code}, folder=f"it's {seed}")
+    report = Report(find_runs([tmp_path]), tmp_path / "out")
+    assert commands(report.labelled_runs, report.relative) == (
+        "# hybridvit 0.1.0, commit aaa\n"
+        """hybridvit train '../it'"'"'s 0/config.yaml'\n"""
+        """hybridvit train '../it'"'"'s 2/config.yaml'\n"""
+        "# hybridvit 0.1.0, commit bbb, with uncommitted changes\n"
+        """hybridvit train '../it'"'"'s 1/config.yaml'"""
+    )
+
+
+def test_what_differs_and_that_nothing_else_does(tmp_path: Path) -> None:
+    for stem, lr in (("linear", 0.1), ("conv", 0.2)):
+        for seed in range(2):
+            args = {"root": f"/data/{stem}"}
+            write_run(
+                tmp_path, stem, seed=seed, config={"optim": {"lr": lr}, "data": {"args": args}}
+            )
+    arms = Report(find_runs([tmp_path]), tmp_path).arms
+    assert differing(arms) == [
+        ("config", "conv / supervised", "linear / supervised"),
+        ("optim.lr", "0.2", "0.1"),
+        ("stem.name", "conv", "linear"),
+    ]
+    flat = {"plugins", "data.name", "data.args.root", "data.augment.flip", "stem.name"}
+    flat |= {"stem.args.patch_px", "stem.args.channels", "encoder.name", "encoder.args.dim"}
+    flat |= {"encoder.args.depth", "objective.name", "objective.args", "optim.lr", "train.epochs"}
+    flat |= {"eval.batch", "seed"}
+    # Without the two that differ, the seed and the data's folder.
+    assert same(arms).startswith(f"{len(flat) - 4} further config values are the same in all runs")
+
+
+def test_of_many_verdicts_the_answer_shows_the_claims(tmp_path: Path) -> None:
+    for k, objective in enumerate(("mae", "simmim", "masked_patch", "dino", "simclr")):
+        for seed in range(3):
+            results = {"test/knn": 0.5 + 0.001 * seed, "test/linear": 0.5}
+            untrained = {"untrained/test/knn": 0.5 - 0.4 * (k == 0), "untrained/test/linear": 0.5}
+            write_run(tmp_path, "linear", objective, seed, results | untrained)
+    report = Report(find_runs([tmp_path]), tmp_path)
+    assert len(report.verdicts) == 10
+    assert [subject for subject, _ in report.claims] == [
+        "linear / mae against its untrained encoder, test/knn"
+    ]
+    text = render(report)
+    assert "<summary>All 10 comparisons in words</summary>" in text
+    answer = text[text.index('<section id="answer"') : text.index("<details>")]
+    assert answer.count("<li>") == 1
 
 
 def test_structure(hostile_page: Path) -> None:
@@ -284,113 +305,14 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium with chromedriver on the path")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "disable-dev-shm-usage",
-        "window-size=1280,900",
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(
-        options=options, service=webdriver.ChromeService(executable_path=driver)
-    )
-    yield chrome
-    chrome.quit()
-
-
-def opened(browser: Any, page: Path) -> None:
-    browser.get(page.resolve().as_uri())
-    deadline = time.monotonic() + 60
-    script = "return [...document.querySelectorAll('.plot')].every(p => p.querySelector('svg'))"
-    while not browser.execute_script(script):
-        assert time.monotonic() < deadline, browser.get_log("browser")
-        time.sleep(0.1)
-
-
-def test_a_browser_draws_the_page_and_hostile_names_do_nothing(
-    browser: Any, hostile_page: Path
-) -> None:
-    opened(browser, hostile_page)
-    assert browser.get_log("browser") == []
-    count = browser.execute_script("return document.querySelectorAll('.plot').length")
-    assert count == 10
-    drawn = "return document.querySelectorAll('#plot-results .scatterlayer .point').length"
-    assert browser.execute_script(drawn) >= 30
-    assert browser.title == HOSTILE
-    outside = "return [...document.querySelectorAll('a, image, img')].map(e => e.href || e.src)"
-    allowed = ("data:", browser.current_url.split("#")[0])
-    assert all(str(x).startswith(allowed) for x in browser.execute_script(outside))
-    shown = browser.execute_script("return document.querySelector('#plot-results').textContent")
-    assert "</script><img" in shown
-
-
-def test_the_policy_stops_other_scripts(browser: Any, hostile_page: Path) -> None:
-    tampered = hostile_page.with_name("tampered.html")
-    text = hostile_page.read_text("utf-8")
-    bad = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>"
-    tampered.write_text(text.replace("</main>", bad + "</main>"), "utf-8")
-    opened(browser, tampered)
-    assert browser.title == HOSTILE
-    assert any("Content Security Policy" in e["message"] for e in browser.get_log("browser"))
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_does_not_scroll_sideways(browser: Any, hostile_page: Path, width: int) -> None:
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 800}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    opened(browser, hostile_page)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
-def test_the_cost_axis_can_be_chosen_and_colours_follow_the_scheme(
-    browser: Any, tmp_path: Path
-) -> None:
-    write_study(tmp_path / "runs")
-    opened(browser, write_report(find_runs([tmp_path / "runs"]), tmp_path / "out", title="t"))
-    title = "return document.querySelector('#plot-cost-test-accuracy .xtitle').textContent"
-    assert browser.execute_script(title) == "forward GFLOPs per image"
-    browser.execute_script(
-        "const s = document.getElementById('plot-cost-test-accuracy-axis');"
-        "s.value = '1'; s.dispatchEvent(new Event('change'));"
-    )
-    assert browser.execute_script(title) == "parameters"
-    colour = "return document.querySelector('#plot-results .point').style.fill"
-    light = browser.execute_script(colour)
-    features = [{"name": "prefers-color-scheme", "value": "dark"}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    deadline = time.monotonic() + 10
-    while browser.execute_script(colour) == light:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    assert browser.get_log("browser") == []
-
-
 def test_long_curves_are_thinned_and_keep_their_end(tmp_path: Path) -> None:
     lines = [{"step": k, "train/loss": 1 / k} for k in range(1, 5001)]
     write_run(tmp_path, results={"test/accuracy": 0.5}, metrics=lines)
     page = Page(write_report(find_runs([tmp_path]), tmp_path / "out", title="t").read_text("utf-8"))
     plots = {p["id"]: p for p in json.loads(next(s for a, s in page.scripts if a.get("type")))}
     loss = plots["plot-training-loss--supervised"]
-    (trace,) = loss["data"]
+    trace, end = loss["data"]
+    assert (end["x"], end["y"]) == ([5000], [1 / 5000])
     assert 200 < len(trace["x"]) <= 300
     assert (trace["x"][-1], trace["y"][-1]) == (5000, 1 / 5000)
     assert loss["layout"]["xaxis"]["title"]["text"] == "step"

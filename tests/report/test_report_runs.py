@@ -1,11 +1,20 @@
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 from run_directories import png, write_run
 
-from hybridvit.report.runs import MAX_PICTURE, MAX_RECORD, find_runs, read_picture, read_run
+from hybridvit.report.runs import (
+    MAX_PICTURE,
+    MAX_RECORD,
+    find_runs,
+    read_picture,
+    read_run,
+    read_yaml,
+)
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -199,4 +208,38 @@ def test_the_latest_sound_picture(tmp_path: Path) -> None:
     (folder / "reconstructions-step-4000.png").write_bytes(png()[:16] + b"\xff" * 8 + png()[24:])
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "reconstructions-step-5000.png")  # opening it would wait forever
-    assert read_picture(read_run(path)) == (late, png(8, 8))
+    assert read_picture(read_run(path)) == (late, png(8, 8), "not named")
+
+
+def text_chunk(key: bytes, text: bytes) -> bytes:
+    body = b"tEXt" + key + b"\0" + text
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "rows"),
+    [
+        (text_chunk(b"a", b"x") + text_chunk(b"rows", b"seen, said"), "seen, said"),
+        (text_chunk(b"rows", b"\x1b[31m<b>\xe9"), "\ufffd[31m<b>\xe9"),
+        (text_chunk(b"rows", b"x" * 5000), "x" * 200),
+        (b"\xff\xff\xff\xfftEXtrows\0cut", None),
+        (text_chunk(b"row", b"x"), "not named"),
+    ],
+)  # fmt: skip
+def test_a_picture_names_its_rows(tmp_path: Path, chunks: bytes, rows: str | None) -> None:
+    plain = png()
+    path = write_run(tmp_path, figure=plain[:33] + chunks + plain[33:])  # after the header
+    found = read_picture(read_run(path))
+    assert found is not None
+    assert rows is None or found[2] == rows
+    assert len(found[2]) <= 200
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "study.yaml"])
+def test_yaml_of_any_depth_is_refused_not_crashed_on(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("a: " + "- " * 100_000)
+    with pytest.raises(ValueError, match="no plain YAML"):
+        read_yaml(tmp_path, name)
+    (tmp_path / name).write_text("{" * 65 + "}" * 65)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_yaml(tmp_path, name)

@@ -305,24 +305,30 @@ def test_bad_plans(bad: tuple[float, int, float]) -> None:
 
 def test_example_interval_is_a_paired_bootstrap() -> None:
     rng = np.random.default_rng(0)
-    d = rng.choice([-1.0, -0.5, 0.0, 0.5, 1.0], 400, p=[0.05, 0.1, 0.6, 0.15, 0.1])
-    low, high = example_interval(list(d)) or (0, 0)
-    drawn = [rng.choice(d, 400).mean() for _ in range(4000)]
-    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.004)
-    half = 1.96 * d.std() / 20
-    assert (low, high) == pytest.approx((d.mean() - half, d.mean() + half), abs=0.004)
-    assert example_interval(list(d)) == (low, high)
-    assert example_interval([0.0] * 30) is None
+    d = rng.choice([-2, -1, 0, 1, 2], 400, p=[0.05, 0.1, 0.6, 0.15, 0.1])
+    low, high = example_interval(d.tolist(), 2) or (0, 0)
+    drawn = rng.choice(d / 2, (20_000, 400)).mean(1)
+    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.0015)
+    half = 1.96 * d.std() / 2 / 20
+    assert (low, high) == pytest.approx((d.mean() / 2 - half, d.mean() / 2 + half), abs=0.004)
+    assert example_interval([0] * 30, 3) is None
     with pytest.raises(ValueError, match="19 test images are too few"):
-        example_interval([0.0, 1.0] * 9 + [1.0])
-    with pytest.raises(ValueError, match="not finite"):
-        example_interval([math.nan] * 30)
+        example_interval([0, 1] * 9 + [1], 1)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_example_interval_of_two_values_is_binomial(share: float) -> None:
+    for n in (20, 359, 10_000):
+        count = round(share * n) or 1
+        found = example_interval([1] * count + [0] * (n - count), 1)
+        ends = stats.binom.ppf((0.025, 0.975), n, count / n) / n
+        assert found == pytest.approx(tuple(ends), abs=1e-12)
 
 
 def test_example_interval_covers() -> None:
     rng = np.random.default_rng(5)
     truth, hits = 0.05, 0
-    for d in rng.choice([-1.0, 0.0, 1.0], (300, 500), p=[0.1, 0.75, 0.15]):
-        low, high = example_interval(list(d)) or (0, 0)
+    for d in rng.choice([-1, 0, 1], (300, 500), p=[0.1, 0.75, 0.15]):
+        low, high = example_interval(d.tolist(), 1) or (0, 0)
         hits += low <= truth <= high
     assert hits / 300 == pytest.approx(0.95, abs=0.04)
