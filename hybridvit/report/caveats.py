@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from hybridvit.report import tuning
@@ -42,6 +43,7 @@ def caveats(
         *_below_pixels(arms),
         *_many_claims(comparisons),
         *_seeds(arms),
+        *_shared_starts(arms),
         *_splits(arms),
         *_notes(arms),
     ]
@@ -204,19 +206,41 @@ def _many_claims(comparisons: Sequence[Comparison]) -> Iterable[str]:
         yield (
             f"{claims} comparisons are on this page. Their verdicts are Holm's over all of them: "
             "at most 5 % of such pages hold any false claim, and in 95 % all intervals hold. "
-            "Comparisons that were looked at elsewhere, and the bars of single arms, are not "
-            "counted in."
+            "Comparisons that were looked at elsewhere, crossovers and the bars of single arms "
+            "are not counted in."
         )
 
 
 def _seeds(arms: Sequence[Arm]) -> Iterable[str]:
     if any(len(arm.values(m)) >= MIN_SEEDS for arm in arms for m in arm.metrics()):
         yield (
-            "A seed varies initialisation, the order of images, augmentation and masks; the split "
-            "of the data is the same for all seeds. Intervals assume differences that are roughly "
-            f"normal, which few seeds cannot show, and {MIN_SEEDS} seeds show reliably only what "
-            f"is above about {detectable(MIN_SEEDS):.1f} standard deviations of the differences."
+            "A seed varies initialisation, the order of images, augmentation, masks and dropout; "
+            "the split of the data is the same for all seeds. Intervals assume differences that "
+            f"are roughly normal, which few seeds cannot show, and {MIN_SEEDS} seeds show reliably "
+            f"only what is above about {detectable(MIN_SEEDS):.1f} standard deviations of the "
+            "differences."
         )
+
+
+def _shared_starts(arms: Sequence[Arm]) -> Iterable[str]:
+    """Seeds that do not vary all that seeds vary."""
+    for arm in arms:
+        starts = {_start(run) for run in arm.runs}
+        if len(arm.runs) > 1 and len(starts) == 1 and (start := starts.pop()) is not None:
+            yield (
+                f"All seeds of {arm.label} start from the same weights ({start}): their spread "
+                "leaves out that of other pre-training."
+            )
+
+
+def _start(run: Run) -> str | None:
+    """The weights that a run starts from, if its seed does not make them."""
+    init, stem = run.config.get("init"), run.config.get("stem")
+    if isinstance(init, str):
+        return PurePath(init).name
+    args = stem.get("args") if isinstance(stem, dict) else None
+    pretrained = isinstance(args, dict) and args.get("pretrained") is True
+    return "a pretrained stem" if pretrained else None
 
 
 def _splits(arms: Sequence[Arm]) -> Iterable[str]:

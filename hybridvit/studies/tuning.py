@@ -78,10 +78,21 @@ def check_validation(study: Study) -> None:
 
 
 def kept_choices(study: Study, out: Path) -> list[Choice | None]:
-    """What plan.json holds of each tuned arm's choice, if that rests on the runs it has now."""
+    """What plan.json holds of each tuned arm's choice, if that rests on the runs it has now.
+
+    Raises:
+        ValueError: a choice of what was not tried.
+    """
     content = read_json(out / PLAN) or {}
     known = {choice.cells: choice for choice in from_plain(content.get("tuning"))}
-    return [known.get(tuple(c.name for c in cells)) for cells in tuning_cells(study)]
+    found = [known.get(tuple(c.name for c in cells)) for cells in tuning_cells(study)]
+    for choice in found:
+        if choice is not None and choice.chosen not in candidates(study):
+            raise ValueError(
+                f"{out / PLAN}: {choice.label} has {values_in_words(choice.chosen)}, which it did "
+                "not try; restore the file, or remove it to choose anew"
+            )
+    return found
 
 
 def with_choices(study: Study, choices: Sequence[Choice | None]) -> Study:

@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from hybridvit import build, config
 from hybridvit.config import RunConfig
 from hybridvit.data.dataset import Dataset
 from hybridvit.engine import checkpoint
 from hybridvit.engine import fit as fit_module
-from hybridvit.engine.run import train
+from hybridvit.engine.fit import seed_step
+from hybridvit.engine.run import Session, train
+from hybridvit.engine.runlog import RunDirectory
 
 SMALL = [
     "encoder.args.dim=16",
@@ -78,6 +81,47 @@ def test_a_run_leaves_its_whole_record(tmp_path: Path) -> None:
     assert list((outcome.path / "figures").glob("reconstructions-*.png"))
     kept = list((outcome.path / "checkpoints").iterdir())
     assert [p.name for p in kept] == ["step-00000040"]
+
+
+def test_what_a_seed_varies_and_what_not(tmp_path: Path) -> None:
+    """As the report says: initialisation, order, augmentation, masks and dropout, not the split."""
+
+    def session(seed: int) -> Session:
+        masks = ["objective.name=simmim", "objective.args.unit=1", "data.augment.crop=pad"]
+        settings = load(*masks, f"seed={seed}")
+        return Session(settings, build.make_parts([])[0], RunDirectory(tmp_path), show=False)
+
+    a, b, again = session(0), session(1), session(0)
+    for split in ("train_split", "val_split"):
+        assert torch.equal(getattr(a, split).index, getattr(b, split).index)
+    assert torch.equal(a.dataset.test.labels, b.dataset.test.labels)
+    others = b.objective.state_dict()
+    for name, weight in a.objective.state_dict().items():
+        assert torch.equal(weight, again.objective.state_dict()[name])
+        if name.endswith(("proj.weight", "pos_embed", "mask_token", "decoder.weight")):
+            assert not torch.equal(weight, others[name])
+
+    def epoch(of: Session) -> tuple[list[int], dict[int, tuple[Tensor, Tensor]]]:
+        """The order of the images, and each as it was augmented, with its key."""
+        images: dict[int, tuple[Tensor, Tensor]] = {}
+        for batch in of.loader.batches(0, len(of.train_split) // 64):
+            places = batch.index.tolist()
+            images |= {i: (batch.images[n], batch.key[n]) for n, i in enumerate(places)}
+        return list(images), images
+
+    (first, x), (second, y), (same, z) = (epoch(of) for of in (a, b, again))
+    assert first == same != second
+    assert all(torch.equal(x[i][0], z[i][0]) for i in first)
+    shared = sorted(set(first) & set(second))
+    shifted = [i for i in shared if not torch.equal(x[i][0], y[i][0])]
+    assert len(shifted) > 0.9 * len(shared)
+    drawn = [a.objective.masking.draw(torch.stack([s[i][1] for i in shared])) for s in (x, y)]
+    assert (drawn[0] != drawn[1]).flatten(1).any(dim=1).float().mean() > 0.9
+    noise = []
+    for seed in (0, 1):
+        seed_step(seed, 7)
+        noise.append(torch.rand(5))
+    assert not torch.equal(*noise)
 
 
 @pytest.mark.parametrize(

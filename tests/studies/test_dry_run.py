@@ -60,3 +60,18 @@ def test_arms_are_compared_within_their_stage(tmp_path: Path) -> None:
     assert equal.count("all arms within") == 2
     assert "small: " in equal
     assert "; large: " in equal
+
+
+def test_probing_shows_the_time_and_memory_of_each_arm(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    printed = dry_run(read(tmp_path / "s", "epochs", seeds=3), out, probe=True)
+    rows = {line.split()[0]: line for line in printed.splitlines() if " px " in line}
+    assert set(rows) == {"linear", "resnet"}
+    for row in rows.values():
+        assert "?" not in row
+        memory = float(row.split()[-2])
+        assert row.endswith(" GiB")
+        assert memory > 0.1  # of the whole process, not the estimate of some kilobytes
+    assert " of training" in printed
+    assert "time not known" not in printed
+    assert not out.exists()

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from two_stems import FACTS, TINY, read
+from run_directories import write_run
+from two_stems import FACTS, STUDY, TINY, read
 
 from hybridvit import build
 from hybridvit.analysis import cost
 from hybridvit.config import RunConfig, config_hash
 from hybridvit.engine.fit import total_steps
+from hybridvit.report import find_runs
+from hybridvit.report.page import Report
 from hybridvit.studies.cells import run_study
 from hybridvit.studies.facts import key_of
 from hybridvit.studies.planner import plan
@@ -116,8 +119,9 @@ def test_stages_are_matched_one_by_one_and_start_from_each_other(tmp_path: Path)
             assert (first.arm["stem"], first.config.seed) == (cell.arm["stem"], cell.config.seed)
     epochs: dict[str | None, set[float]] = {}
     spent: dict[str | None, list[int]] = {}
-    assert run_study(study, out, only="-seed0") == []
-    for cell in (c for c in study.cells if c.config.seed == 0):
+    chosen = [c for c in study.cells if c.config.seed == 0 and c.arm.get("lr") != "high"]
+    assert run_study(dataclasses.replace(study, cells=chosen), out) == []
+    for cell in chosen:
         summary = json.loads((out / cell.name / "summary.json").read_text())
         flops = json.loads((out / cell.name / "run.json").read_text())["model"]["flops"]
         epochs.setdefault(cell.stage, set()).add(cell.config.train.epochs)
@@ -131,7 +135,8 @@ def test_stages_are_matched_one_by_one_and_start_from_each_other(tmp_path: Path)
     for found in spent.values():
         assert max(found) <= 1.01 * min(found)
     kept = json.loads((out / "plan.json").read_text())
-    assert sorted(arm["flops"] for arm in kept["arms"]) == sorted(itertools.chain(*spent.values()))
+    planned = [arm["flops"] for arm in kept["arms"] if arm["arm"].get("lr") != "high"]
+    assert sorted(planned) == sorted(itertools.chain(*spent.values()))
 
 
 def test_stages_have_budgets_of_their_own(tmp_path: Path) -> None:
@@ -140,3 +145,13 @@ def test_stages_have_budgets_of_their_own(tmp_path: Path) -> None:
     other = STAGES.replace("{lr: 1e-3}", "{lr: 1e-3}, train: {epochs: 3}")
     with pytest.raises(ValueError, match="linear / low / probe: 3, linear / high / probe: 12"):
         plan(read(tmp_path / "t", "epochs", other, over=SMALL), tmp_path / "out2")
+
+
+def test_the_difference_of_interest_goes_from_the_study_to_the_report(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    study = plan(read(tmp_path / "s", "epochs", f"{STUDY}smallest_difference: 0.5\n"), out)
+    for cell in study.cells:
+        write_run(out, cell.arm["stem"], results={"test/accuracy": 0.5}, folder=cell.name)
+    report = Report(find_runs([out]), out)
+    assert report.plan.smallest_difference == 0.5
+    assert report.comparisons[0][-1] == "seeds for 0.5 points"

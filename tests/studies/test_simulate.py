@@ -1,6 +1,8 @@
+import itertools
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +66,24 @@ def test_a_simulation_notices_a_bootstrap_of_three(monkeypatch: pytest.MonkeyPat
     assert false == pytest.approx(0.25, abs=4 * monte_carlo_error(0.25, STUDIES))
 
 
+def test_a_corrected_bootstrap_of_three_is_no_better() -> None:
+    # BCa (Efron 1987) over all 27 resamples, on differences that are none.
+    def ends(d: np.ndarray) -> np.ndarray:
+        means = np.sort([np.mean(x) for x in itertools.product(d, repeat=3)])
+        below = (means < d.mean() - 1e-12).mean() + (means <= d.mean() + 1e-12).mean()
+        bias = stats.norm.ppf(below / 2)
+        left = d.mean() - np.array([np.delete(d, i).mean() for i in range(3)])
+        acceleration = (left**3).sum() / (6 * (left**2).sum() ** 1.5)
+        z = bias + stats.norm.ppf([0.025, 0.975])
+        p = stats.norm.cdf(bias + z / (1 - acceleration * z))
+        return means[np.clip((27 * p).astype(int), 0, 26)]
+
+    studies = np.random.default_rng(0).normal(size=(STUDIES, 3))
+    intervals = [ends(d) for d in studies]
+    false = np.mean([low > 0 or high < 0 for low, high in intervals])
+    assert false == pytest.approx(0.26, abs=4 * monte_carlo_error(0.26, STUDIES))
+
+
 def test_far_arms_are_shown_and_equal_ones_are_not() -> None:
     o = simulate(Setting("normal", 10, 4, 2), 300)
     assert o.shown is not None
@@ -91,6 +111,21 @@ def test_noises_have_the_mean_and_spread_that_they_say(name: str) -> None:
     # Heavy tails: the sample's skewness settles slowly at -6.2.
     skewness = stats.skew(NOISES[name][0](rng, MEAN, (400_000,)))
     assert (skewness < -3) == name.startswith("skewed")
+
+
+def test_the_docs_have_what_the_simulation_says() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text()
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    shown = {tuple(row[:3]): row[3:] for row in rows if len(row) == len(module.HEADINGS)}
+    assert len(shown) == 1 + len(NOISES) * len(module.SEEDS) * len(module.PAGES) + 1
+    for name in NOISES:
+        o = simulate(Setting(name, 3, 1, 0), module.STUDIES)
+        false, _, coverage, *_ = shown[name, "3", "1 (0)"]
+        # Other versions of numpy may draw other numbers.
+        error = 100 * monte_carlo_error(o.false, module.STUDIES)
+        assert float(false) == pytest.approx(100 * o.false, abs=4 * error)
+        assert o.coverage is not None
+        assert float(coverage) == pytest.approx(100 * o.coverage, abs=4 * error)
 
 
 def test_table_and_command() -> None:
