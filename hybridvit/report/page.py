@@ -224,7 +224,7 @@ def _context(report: Report) -> dict[str, Any]:
         "made_with": provenance.made_with(report.runs),
         "protocols": provenance.protocols(report.runs),
         "commands": provenance.commands(runs, report.relative),
-        "has_pixels": any(arm.is_pixels for arm in report.arms),
+        "command_notes": provenance.command_notes(report.runs),
     }
 
 

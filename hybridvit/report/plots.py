@@ -46,6 +46,7 @@ def _results(arms: Sequence[Arm], rows: Sequence[Row]) -> Plot:
     places = [arms.index(row.arm) for _, row in lines]
     data = [_seeds(lines, places, "untrained/", "-open"), _seeds(lines, places, "", "")]
     data += _means(lines, places)
+    low, high = _range(data)
     return {
         "id": "plot-results",
         "title": "Every seed",
@@ -54,25 +55,34 @@ def _results(arms: Sequence[Arm], rows: Sequence[Row]) -> Plot:
         "untrained encoder.",
         "lines": [],
         "height": ROW_PX * len(scored) + 60,
-        "data": data if lines else [],
+        "data": [_names(lines, low), *data] if lines else [],
         "layout": {
-            # Names within the plot would have plotly widen the range for them.
-            "xaxis": {"title": {"text": "result, %"}, "range": _range(data)},
-            # A line above each row, and its name in the plot, to leave it room on a phone.
+            "xaxis": {"title": {"text": "result, %"}, "range": [low, high]},
+            # Lines between the rows.
             "yaxis": {
                 "range": [-0.5, len(scored) - 0.4],
                 "tickvals": [y + 0.5 for y, _ in lines],
-                "ticktext": [
-                    safe(f"{shorten(row.arm.label, 34)}  {row.metric}") for _, row in lines
-                ],
-                "ticklabelposition": "inside bottom",
+                "showticklabels": False,
                 "zeroline": False,
             },
         },
     }
 
 
-def _range(data: Sequence[Plot]) -> list[float]:
+def _names(lines: Lines, x: float) -> Plot:
+    """The names of the rows, above their symbols, to leave these all the width of a phone."""
+    return {
+        "type": "scatter",
+        "mode": "text",
+        "x": [x] * len(lines),
+        "y": [y + 0.32 for y, _ in lines],
+        "text": [safe(f"{shorten(row.arm.label, 34)}  {row.metric}") for _, row in lines],
+        "textposition": "middle right",
+        "hoverinfo": "skip",
+    }
+
+
+def _range(data: Sequence[Plot]) -> tuple[float, float]:
     """Of all symbols and bars, with a little room."""
     ends = [
         x + way * (half or 0)
@@ -84,7 +94,7 @@ def _range(data: Sequence[Plot]) -> list[float]:
     ]
     low, high = min(ends, default=0), max(ends, default=0)
     room = 0.04 * (high - low) or 1
-    return [low - room, high + room]
+    return low - room, high + room
 
 
 def _seeds(lines: Lines, places: Sequence[int], prefix: str, hollow: str) -> Plot:

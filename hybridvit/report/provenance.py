@@ -51,6 +51,23 @@ def commands(runs: Sequence[tuple[str, Run]], relative: Relative) -> str:
     return "\n".join(line for code, lines in by_code.items() for line in (f"# {code}", *lines))
 
 
+def command_notes(runs: Sequence[Run]) -> list[str]:
+    """What to know before running the commands again, in sentences."""
+    notes = [
+        "From the folder of this page, with the code named. A run directory's config.yaml is "
+        "complete, defaults and seed included; the hash of the new run is the same under the same "
+        "version."
+    ]
+    if any(run.config.get("init") for run in runs):
+        notes.append(
+            "Runs that start from another one (init) name its folder as seen from where they were "
+            "started: run those there."
+        )
+    if any(run.kind == "pixels" for run in runs):
+        notes.append("Raw pixels are run by hybridvit study, on the study's file.")
+    return notes
+
+
 def made_with(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Each item of the environment, with the number of runs where they differ."""
     found = [environment(run) for run in runs]

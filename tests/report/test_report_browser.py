@@ -381,13 +381,10 @@ def test_a_thousand_runs(browser: Any, thousand: tuple[Path, float]) -> None:
     page, rendering = thousand
     assert rendering < 10
     browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
-    spent = []
-    for _ in range(2):
-        loaded(browser, page)
-        metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
-        spent.append(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
+    loaded(browser, page)
+    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     browser.execute_cdp_cmd("Performance.disable", {})
-    assert spent[1] - spent[0] < 3
+    assert 0.05 < next(m["value"] for m in metrics if m["name"] == "TaskDuration") < 3
     assert len(column(browser, "provenance", 0)) == 1000
     seeds = heading(browser, "provenance", 2)
     seeds.click()

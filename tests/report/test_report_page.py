@@ -15,7 +15,8 @@ from run_directories import HOSTILE, SCHEME, write_run, write_study
 
 from hybridvit.report import find_runs, write_report
 from hybridvit.report.page import Report, json_block, render
-from hybridvit.report.provenance import commands, differing, same
+from hybridvit.report.provenance import command_notes, commands, differing, same
+from hybridvit.report.runs import read_run
 
 
 class Page(HTMLParser):
@@ -163,6 +164,14 @@ def test_commands_name_the_code_that_made_each_run(tmp_path: Path) -> None:
         "# hybridvit 0.1.0, commit bbb, with uncommitted changes\n"
         """hybridvit train '../it'"'"'s 1/config.yaml'"""
     )
+
+
+def test_commands_say_where_they_run(tmp_path: Path) -> None:
+    plain = read_run(write_run(tmp_path))
+    started = read_run(write_run(tmp_path, "conv", config={"init": "runs/x/pre-seed0-01234567"}))
+    pixels = read_run(write_run(tmp_path, record={"kind": "pixels"}))
+    assert [len(command_notes([run])) for run in (plain, started, pixels)] == [1, 2, 2]
+    assert "(init)" in command_notes([plain, started])[1]
 
 
 def test_what_differs_and_that_nothing_else_does(tmp_path: Path) -> None:

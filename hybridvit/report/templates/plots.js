@@ -74,7 +74,7 @@
     layout.yaxis = Object.assign({}, line, layout.yaxis);
     Object.assign(layout, {
       height: plot.height,
-      margin: { l: 8, r: 12, t: 8, b: 8 },
+      margin: { l: 8, r: 20, t: 8, b: 8 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: t.text, family: "system-ui, sans-serif", size: 12 },

@@ -56,7 +56,7 @@
   }
 
   function filtered(table, rows) {
-    const texts = rows.map((row) => row.textContent.toLowerCase());
+    let texts = null;
     const line = document.createElement("p");
     const label = document.createElement("label");
     const input = document.createElement("input");
@@ -68,6 +68,7 @@
     line.append(label, " ", count);
     table.parentElement.before(line);
     input.addEventListener("input", function () {
+      texts = texts || rows.map((row) => row.textContent.toLowerCase());
       const wanted = input.value.toLowerCase().split(/\s+/);
       let shown = 0;
       rows.forEach(function (row, i) {
