@@ -6,6 +6,7 @@ Shapes: B images, H x W pixels, a grid of h x w patches, N tokens, width D.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,6 +47,13 @@ class Batch:
     key: Tensor  # (B,) int64, random key of each image: a pure function of (seed, epoch, index)
     # Further views of the same images, each (B, 3, H, W); `Objective.views` - 1 of them.
     others: tuple[Tensor, ...] = ()
+
+    def split(self, count: int) -> Iterator[Batch]:
+        """Batches of `count` images, neighbours staying together; the last one may be smaller."""
+        columns = (self.images, self.labels, self.index, self.key, *self.others)
+        pieces = zip(*(column.split(count) for column in columns), strict=True)
+        for images, labels, index, key, *others in pieces:
+            yield Batch(images, labels, index, key, tuple(others))
 
 
 class StepOutput(NamedTuple):

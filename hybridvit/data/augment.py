@@ -170,7 +170,8 @@ def _check_area(name: str, scale: tuple[float, float], usual: str) -> None:
 
 
 def _floats(images: Tensor) -> Tensor:
-    return (images.float() / 255).clamp(0, 1)
+    floats = images / 255
+    return floats if images.dtype == torch.uint8 else floats.clamp(0, 1)
 
 
 def _three_channels(images: Tensor) -> Tensor:
@@ -212,8 +213,9 @@ def _padded_crop(images: Tensor, key: Tensor, pad: int, flipped: Tensor) -> Tens
     columns = torch.arange(width, device=key.device).expand(len(key), width)
     columns = left[:, None] + torch.where(flipped[:, None], columns.flip(1), columns)  # (B, W)
     framed = F.pad(images, (pad, pad, pad, pad))  # (B, C, H + 2 pad, W + 2 pad)
-    framed = framed.gather(2, rows[:, None, :, None].expand(-1, channels, -1, framed.shape[3]))
-    return framed.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
+    source = (rows[:, :, None] * framed.shape[3] + columns[:, None, :]).flatten(1)  # (B, H W)
+    cropped = framed.flatten(2).gather(2, source[:, None].expand(-1, channels, -1))
+    return cropped.view_as(images)
 
 
 def _by_policy(images: Tensor, key: Tensor, how: Augment) -> Tensor:

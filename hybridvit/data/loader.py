@@ -21,6 +21,9 @@ from hybridvit.data.resident import Resident
 from hybridvit.data.splits import Split
 
 ORDER = draws.stream("data.order")
+# Pixels of resident images that are augmented together, of several batches where these are small:
+# what it costs to call so many small operations is then shared.
+TOGETHER = 2**19
 
 
 def order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
@@ -116,17 +119,23 @@ class TrainLoader:
         if self.resident is None:
             plan = (self._slots(start)[0].tolist() for start in starts)
             pictures = _decoded(self.split, plan, self.device, self.workers)
-        else:
-            stored = self.resident.images
-            pictures = (stored[self._slots(start)[0]] for start in starts)
-        for start, images in zip(starts, pictures, strict=True):
-            slots, epochs = self._slots(start)
-            index = self._index[slots]
-            key = draws.image_keys(self.seed, epochs, index).to(self.device)
-            keys = (key, *(draws.fold(key, view) for view in range(1, self.views)))
-            views = [augment(images, k, self.augment, self.image_size, self.fill) for k in keys]
-            labels = self._labels[slots].to(self.device)
-            yield Batch(views[0], labels, index.to(self.device), key, tuple(views[1:]))
+            for start, images in zip(starts, pictures, strict=True):
+                yield self._batch(*self._slots(start), images)
+            return
+        height, width = self.image_size
+        together = max(1, TOGETHER // (height * width * self.share))
+        for block in (starts[n : n + together] for n in range(0, steps, together)):
+            slots, epochs = (torch.cat(each) for each in zip(*map(self._slots, block), strict=True))
+            yield from self._batch(slots, epochs, self.resident.images[slots]).split(self.share)
+
+    def _batch(self, slots: Tensor, epochs: Tensor, images: Tensor) -> Batch:
+        """Stored images of some places in the split, augmented."""
+        index = self._index[slots]
+        key = draws.image_keys(self.seed, epochs, index).to(self.device)
+        keys = (key, *(draws.fold(key, view) for view in range(1, self.views)))
+        views = [augment(images, k, self.augment, self.image_size, self.fill) for k in keys]
+        labels = self._labels[slots].to(self.device)
+        return Batch(views[0], labels, index.to(self.device), key, tuple(views[1:]))
 
     def _slots(self, start: int) -> tuple[Tensor, Tensor]:
         """This rank's places in the split and their epochs, (share,) each."""

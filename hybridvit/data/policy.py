@@ -94,8 +94,8 @@ def _where(
     places = chosen.nonzero()[:, 0]
     if len(places) == 0:
         return images
-    images[places] = change(images[places], *(amount[places] for amount in amounts))
-    return images
+    changed = change(images.index_select(0, places), *(amount[places] for amount in amounts))
+    return images.index_copy_(0, places, changed)
 
 
 def _moved(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:

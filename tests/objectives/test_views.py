@@ -21,7 +21,6 @@ from hybridvit.cli import main
 from hybridvit.contracts import Batch
 from hybridvit.engine import checkpoint
 from hybridvit.engine import fit as fit_module
-from hybridvit.engine.fit import micro_batches
 from hybridvit.engine.run import train
 from hybridvit.objectives import simclr
 
@@ -214,7 +213,7 @@ def test_counting_costs_leaves_torch_as_it_was() -> None:
 
 def test_micro_batches_split_every_view() -> None:
     batch = two_views(6)
-    parts = list(micro_batches(batch, 3))
+    parts = list(batch.split(len(batch.labels) // 3))
     assert [part.index.tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
     for column in ("images", "labels", "key"):
         joined = torch.cat([getattr(part, column) for part in parts])
