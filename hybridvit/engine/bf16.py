@@ -10,7 +10,8 @@ from hybridvit.contracts import Batch, Objective, StepOutput
 
 
 class Bf16Parameters(nn.Module):
-    """An objective that computes with copies of its parameters in bf16, made once a step.
+    """An objective that computes with copies of its parameters in bf16, made once a step; those
+    of norms, and biases, stay as they are.
 
     The parameters themselves, their gradients, the optimizer's state, moving averages and
     checkpoints stay in float32: they are the masters (Micikevicius et al. 2018, section 3.1). Under
@@ -22,6 +23,8 @@ class Bf16Parameters(nn.Module):
         self.objective = objective
 
     def forward(self, batch: Batch) -> StepOutput:
-        copies = {n: p.to(torch.bfloat16) for n, p in self.objective.named_parameters()}
+        parameters = self.objective.named_parameters()
+        # Norms on a CPU take no bf16 parameters where tokens are in float32.
+        copies = {n: p.to(torch.bfloat16) for n, p in parameters if p.ndim > 1}
         output: StepOutput = functional_call(self.objective, copies, (batch,))
         return output

@@ -154,4 +154,4 @@ def test_the_difference_of_interest_goes_from_the_study_to_the_report(tmp_path: 
         write_run(out, cell.arm["stem"], results={"test/accuracy": 0.5}, folder=cell.name)
     report = Report(find_runs([out]), out)
     assert report.plan.smallest_difference == 0.5
-    assert report.comparisons[0][-1] == "seeds for 0.5 points"
+    assert "seeds for 0.5 points" in report.comparisons[0]
