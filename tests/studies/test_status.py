@@ -56,11 +56,12 @@ def test_time_left_is_that_of_like_cells_shared_by_the_slots(tmp_path: Path) -> 
     assert remaining(places, [State("diverged", 0.5, 3.0)] * 4, 1) == 0
 
 
-def test_a_terminal_is_drawn_anew_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_a_terminal_is_drawn_anew_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(status.sys, "stderr", screen)
     monkeypatch.setattr(status, "REDRAW_SECONDS", 0.0)
@@ -80,10 +81,6 @@ def test_a_terminal_is_drawn_anew_in_place(tmp_path: Path, monkeypatch: pytest.M
 def test_a_drawing_fits_the_screen_and_leaves_out_what_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     screen = Terminal()
     monkeypatch.setattr(status.sys, "stderr", screen)
     monkeypatch.setenv("LINES", "10")
