@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,17 +26,8 @@ def inputs(framework: str, job: Input) -> Turns:
         images, _ = next(batches)
         return len(images.to(where))
 
-    queue = 2 * job.workers  # batches that the workers make ahead
-    turns = ready(step, uncounted=2 * queue)
-    paced = turns.turn
-
-    def turn(seconds: float) -> float:
-        rate = paced(seconds)
-        time.sleep(2 * queue * job.batch / rate)  # the queue fills before another's turn
-        return rate
-
-    turn(0)
-    return replace(turns, turn=turn)
+    # Twice what the workers have ready when a turn begins.
+    return ready(step, uncounted=4 * job.workers)
 
 
 class Pictures(Dataset[tuple[Any, int]]):

@@ -25,6 +25,7 @@ from contestant import Process
 from hybridvit.engine.bench import BUSY, busy_seconds, check_idle
 
 TRIES = 5  # at a turn that something else disturbs
+SETTLING = 20  # half seconds to wait between turns
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,8 +90,6 @@ def measure(case: str, rounds: int, seconds: float, beside_load: bool) -> dict[s
     if not beside_load:
         check_idle()
     with contestants(case) as (processes, skipped):
-        if not beside_load:
-            check_idle()  # those that wait for their turn should do nothing
         rates: dict[str, list[float]] = {name: [] for name in processes}
         most = 0.0
         for number in range(rounds):
@@ -145,6 +144,8 @@ def turn(process: Process, seconds: float, beside_load: bool) -> tuple[float, fl
         ValueError: something disturbs every try.
     """
     for _ in range(TRIES):
+        if not beside_load:
+            settle()
         started, before = time.perf_counter(), others(process)
         answer = process.ask(do="turn", seconds=seconds)
         used = (others(process) - before) / (time.perf_counter() - started)
@@ -156,6 +157,21 @@ def turn(process: Process, seconds: float, beside_load: bool) -> tuple[float, fl
         f"other processes use {100 * used:.0f} % of a core while {process.name} is measured; "
         "wait for them, or add --beside-load"
     )
+
+
+def settle() -> None:
+    """Wait until the last contestant has done: a loader's workers fill their queues.
+
+    Raises:
+        ValueError: something goes on working.
+    """
+    for tries in range(SETTLING, -1, -1):
+        try:
+            check_idle()
+            break
+        except ValueError:
+            if tries == 0:
+                raise
 
 
 def others(process: Process) -> float:

@@ -75,6 +75,7 @@ def test_a_line_is_appended(log: list[str], tmp_path: Path) -> None:
 def test_a_disturbed_turn_is_taken_again(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     busy = iter([0.0, 100.0, 200.0, 200.0])  # CPU seconds of all, before and after a turn
     monkeypatch.setattr(run, "busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(run, "check_idle", lambda: None)
     process: Any = Fake("supervised-32-4", "ours", None, Path())
     rate, others = run.turn(process, 0.1, beside_load=False)
     assert rate == 12.0  # of the second
@@ -124,3 +125,19 @@ def test_cpu_time_of_a_session_counts_children() -> None:
             time.sleep(0.02)
         assert session_seconds(parent.pid) >= 0.19
         parent.communicate(b"\n")
+
+
+def test_a_turn_begins_when_the_last_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter([True, True, False, True])
+
+    def check_idle() -> None:
+        if next(calls):
+            raise ValueError("busy")
+
+    monkeypatch.setattr(run, "check_idle", check_idle)
+    run.settle()
+    assert next(calls)  # three were needed
+    monkeypatch.setattr(run, "SETTLING", 0)
+    calls = iter([True])
+    with pytest.raises(ValueError, match="busy"):
+        run.settle()
