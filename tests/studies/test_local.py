@@ -13,9 +13,9 @@ import pytest
 from executor_jobs import die, leave, stay
 from executor_seen import Seen, wait_for
 
-from hybridvit.studies import planner
 from hybridvit.studies.executors import Job, local
 from hybridvit.studies.executors.local import Local, Running, place
+from hybridvit.studies.facts import known
 from hybridvit.studies.grid import read_study
 from hybridvit.studies.needs import GPU_BYTES, GPU_FACTOR, needs
 
@@ -62,9 +62,9 @@ def test_no_gpu_ever_holds_more_than_fits() -> None:
             gpu = place(new, at_work, free, in_turn=False)
             there = {g: [r.job.memory for r in at_work if r.gpu == g] for g in range(len(free))}
             fitting = [
-                g for g, known in there.items()
-                if not known or (new.memory is not None and None not in known
-                                 and sum(map(int, [*known, new.memory])) <= free[g])
+                g for g, taken in there.items()
+                if not taken or (new.memory is not None and None not in taken
+                                 and sum(map(int, [*taken, new.memory])) <= free[g])
             ]  # fmt: skip
             if gpu is None:
                 # A job of no memory may also stand beside one of unknown memory.
@@ -136,6 +136,6 @@ def test_cells_need_their_threads_and_their_decoders(tmp_path: Path) -> None:
     assert [found[c.name].cores for c in study.cells] == [2, 2, 5]
     pixels, *trained = (found[c.name].memory for c in study.cells)
     assert pixels == 0
-    facts = planner._known(study, {})
+    facts = known(study, {})
     assert trained == [int(GPU_FACTOR * (f.memory or 0)) + GPU_BYTES for f in facts]
     assert {n.memory for n in needs(study, tmp_path / "out", gpu=False).values()} == {None, 0}
