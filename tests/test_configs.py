@@ -25,7 +25,8 @@ from hybridvit.engine.run import train
 from hybridvit.studies.grid import read_study
 
 FILES = sorted(shipped_folder().rglob("*.yaml"))
-STUDIES = sorted((Path(__file__).parents[1] / "experiments").rglob("study.yaml"))
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+STUDIES = sorted([*EXPERIMENTS.rglob("study.yaml"), *EXPERIMENTS.rglob("small.yaml")])
 
 
 SCHEMA = (RunConfig, DataConfig, Augment, OptimConfig, TrainConfig, EvalConfig, PartConfig)

@@ -164,8 +164,15 @@ def study_status(path: Path) -> str:
 
 
 def study_name(path: Path) -> str:
-    """The name of a study file: that of its folder, unless the file has one of its own."""
-    return path.absolute().parent.name if path.stem == "study" else path.stem
+    """The name of a study file: that of its folder, and its own behind it where it is a variant.
+
+    `experiments/0042-mine/study.yaml` is 0042-mine, `small.yaml` beside it 0042-mine-small; a file
+    with no study.yaml beside it has its own name.
+    """
+    folder = path.absolute().parent
+    if path.stem == "study":
+        return folder.name
+    return f"{folder.name}-{path.stem}" if (folder / "study.yaml").is_file() else path.stem
 
 
 class Live:
