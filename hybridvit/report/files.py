@@ -19,6 +19,8 @@ TEX = {
     "±": r"$\pm$",
     **{c: f"\\{c}" for c in "&%$#_{}"},
 }
+# Of a run, in results.csv.
+COSTS = ("parameters", "flops", "training_flops", "train_seconds", "images")
 MARKDOWN = re.compile(r"([\\`*_\[\]#|~<>&])")
 
 
@@ -62,15 +64,17 @@ def markdown(report: Report) -> str:
 
 
 def results_csv(report: Report) -> str:
-    """A line for each run and result, fractions in full precision; an empty one without results."""
+    """A line for each run and result, fractions in full precision, with what the run cost; an empty
+    result where there is none. `flops` are those of one image, forward."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("run", "hash", "seed", "arm", "status", "metric", "value"))
+    writer.writerow(("run", "hash", "seed", "arm", "status", "metric", "value", *COSTS))
     for label, run in report.labelled_runs:
+        known = [report.relative(run.path), run.hash, run.seed, label, run.status]
+        costs = [getattr(run, name) for name in COSTS]
         for metric, value in run.results.items() or (("", None),):
-            texts = [report.relative(run.path), run.hash, run.seed, label, run.status, metric]
-            number = "" if value is None else repr(value)
-            writer.writerow([*(_cell(t) if isinstance(t, str) else t for t in texts), number])
+            cells = [*known, metric, value, *costs]
+            writer.writerow(_cell(c) if isinstance(c, str) else c for c in cells)
     return file.getvalue()
 
 

@@ -50,9 +50,9 @@ def _results(arms: Sequence[Arm], rows: Sequence[Row]) -> Plot:
     return {
         "id": "plot-results",
         "title": "Every seed",
-        "note": "One line for each row of the table of results. Small symbols: the seeds. Large "
-        "symbol and bar: their mean and 95 % t interval (from three seeds on). Hollow: the "
-        "untrained encoder.",
+        "note": "One line for each row of the table of results. Small symbols: the seeds, whose "
+        "numbers are in the table of runs. Large symbol and bar: their mean and 95 % t interval "
+        "(from three seeds on). Hollow: the untrained encoder.",
         "lines": [],
         "height": ROW_PX * len(scored) + 60,
         "data": [_names(lines, low), *data] if lines else [],
@@ -153,8 +153,8 @@ def _costs(
             "id": f"plot-cost-{slug(metric)}",
             "title": f"{metric} against cost",
             "note": "One symbol for each seed; dotted, the front of the arms' means: at its cost, "
-            "no other arm had a better mean. Differences along it may be chance."
-            + _crossing_note(axes),
+            "no other arm had a better mean. Differences along it may be chance. results.csv has "
+            "the costs." + _crossing_note(axes),
             "lines": lines,
             "height": 360,
             "data": [_cost_points(arm, arms.index(arm), seeds, metric) for arm, seeds in runs],

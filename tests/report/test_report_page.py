@@ -14,6 +14,7 @@ import pytest
 from run_directories import HOSTILE, SCHEME, write_run, write_study
 
 from hybridvit.report import find_runs, write_report
+from hybridvit.report.files import COSTS
 from hybridvit.report.page import Report, json_block, render
 from hybridvit.report.provenance import command_notes, commands, differing, same
 from hybridvit.report.runs import read_run
@@ -238,6 +239,10 @@ def test_results_csv_has_full_precision(tmp_path: Path) -> None:
     assert by_status["complete"]["arm"] == "'=cmd|'x'!A1"
     assert (tmp_path / "out" / by_status["complete"]["run"] / "run.json").is_file()
     assert by_status["failed"]["value"] == ""
+    costs = {key: by_status["complete"][key] for key in COSTS}
+    assert costs == {"parameters": "1234567", "flops": "2345000000", "images": "5000",
+                     "training_flops": "35175000000000.0", "train_seconds": "12.5"}  # fmt: skip
+    assert by_status["failed"]["images"] == ""
 
 
 def test_markdown_and_latex_are_escaped(tmp_path: Path) -> None:
