@@ -138,10 +138,10 @@ def _tuning(study: Study, arms: Sequence[Arm], choices: Sequence[Choice | None])
     tuned = [arm for arm in arms if arm.label in labels]
     made = [choice for choice in choices if choice is not None]
     keys = "; ".join(f"{key} in {', '.join(map(str, v))}" for key, v in study.tune.items())
+    cost = _cost(tuned, dict.fromkeys(labels, tried))
     return [
         f"tuning before the seeds, on validation: {keys}; {tried} runs an arm with seed "
-        f"{TUNING_SEED}, {tried * len(tuned)} of all these runs, "
-        f"{_cost(tuned, dict.fromkeys(labels, tried))}",
+        f"{TUNING_SEED}, {tried * len(tuned)} of all these runs{f', {cost}' if cost else ''}",
         *(f"{c.label} takes {values_in_words(c.chosen)}: {tried_in_words(c)}" for c in made),
         *(f"Warning: {text}" for c in made if (text := warning(c))),
     ]
