@@ -17,6 +17,7 @@ from hybridvit.data.dataset import AbsentData, Dataset
 from hybridvit.data.loader import eval_batches
 from hybridvit.data.splits import Split, fingerprint, subset
 from hybridvit.encoder.model import Encoder
+from hybridvit.engine.compile import blocks_run_by, recomputed
 from hybridvit.engine.optim import freeze
 from hybridvit.registry import Parts
 
@@ -127,7 +128,10 @@ def describe_model(objective: Objective, spec: DataSpec, config: RunConfig) -> d
     """Tokens, stride, receptive field, parameters and FLOPs of an objective's model."""
     stem, grid = objective.model.stem, objective.model.encoder.grid
     micro_batch = config.train.batch_size // config.train.accumulate
-    spent = cost.measure(objective, spec.image_size, micro_batch)
+    spent = kept = cost.measure(objective, spec.image_size, micro_batch)
+    if config.train.grad_checkpointing:  # whose FLOPs are not the method's
+        with blocks_run_by(objective, recomputed):
+            kept = cost.measure(objective, spec.image_size, micro_batch)
     size = min(spec.image_size)
     size -= size % stem.patch_px
     return {
@@ -139,7 +143,7 @@ def describe_model(objective: Objective, spec: DataSpec, config: RunConfig) -> d
         "receptive_field": _sees(stem, size),
         "parameters": cost.parameters(objective),
         "flops": {"forward": spent.forward_flops, "backward": spent.backward_flops},
-        "activation_bytes": spent.activation_bytes,
+        "activation_bytes": kept.activation_bytes,
     }
 
 

@@ -19,7 +19,7 @@ from hybridvit.config import RunConfig
 from hybridvit.contracts import Batch, Objective
 from hybridvit.data.loader import TrainLoader
 from hybridvit.engine.optim import schedule
-from hybridvit.engine.signals import stop_signals
+from hybridvit.engine.signals import blamed, stop_signals
 
 
 class Diverged(Exception):
@@ -84,7 +84,8 @@ def fit(
             factor = schedule(step, steps, warmup, config.optim.schedule)
             set_rates(optimizer, [peak * factor for peak in peaks])
             seed_step(config.seed, step)
-            output = accumulate(fabric, wrapped, next(batches), train.accumulate)
+            with blamed(signals):
+                output = accumulate(fabric, wrapped, next(batches), train.accumulate)
             norm = clip(fabric, wrapped, optimizer, config.optim.clip_norm)
             # The fused optimizer skips its step where found_inf is 1, without the host waiting
             # for the loss; once a step was not finite, no later one counts either.

@@ -27,6 +27,18 @@ def stop_signals() -> Iterator[list[str]]:
 
 
 @contextmanager
+def blamed(signals: list[str]) -> Iterator[None]:
+    """What fails inside once a signal has come is that signal's doing: a terminal's Ctrl-C also
+    ends the compilers that torch has started, and torch then raises an error of theirs."""
+    try:
+        yield
+    except Exception as error:
+        if signals:
+            raise KeyboardInterrupt from error
+        raise
+
+
+@contextmanager
 def terminable() -> Iterator[None]:
     """SIGTERM as Ctrl-C, so that no record stays open and no job is left behind; and Ctrl-C
     itself, which a process that was started in the background ignores otherwise."""

@@ -46,7 +46,12 @@ def needs(study: Study, out: Path, *, gpu: bool) -> dict[str, Needs]:
 
 
 def _memory(study: Study, out: Path) -> dict[str, int | None]:
-    facts = known(study, kept_facts(out))
+    """Bytes of each cell; none where they cannot be counted, so that it has a GPU for itself."""
+    kept = kept_facts(out)
+    try:
+        facts = known(study, kept)
+    except ValueError:  # a cell that cannot be made will say why
+        return {}
     return {
         cell.name: None if f.memory is None else int(GPU_FACTOR * f.memory) + GPU_BYTES
         for cells, f in zip(study.arms(), facts, strict=True)
@@ -62,5 +67,5 @@ def _streams(config: RunConfig) -> bool:
         return not config.data.resident
     try:
         return not fits(build.make_dataset(config, build.make_parts(config.plugins)[0]).train)
-    except ValueError:  # the cell will say why
+    except (ValueError, OSError):  # the cell will say why
         return False

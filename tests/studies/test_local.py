@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import torch
 from executor_jobs import die, leave, stay
 from executor_seen import Seen, wait_for
 
+from hybridvit.engine.runlog import cores
 from hybridvit.studies.executors import Job, local
 from hybridvit.studies.executors.local import Local, Running, place
 from hybridvit.studies.facts import known
@@ -125,6 +127,26 @@ def test_ctrl_c_lets_jobs_save_and_leaves_none_behind(tmp_path: Path) -> None:
         assert process.wait(30) == 130
     running = {path.name for path in tmp_path.glob("[0-9]")}
     assert {path.stem for path in tmp_path.glob("*.saved")} == running
+
+
+def test_a_broken_cell_is_left_to_say_so_itself(tmp_path: Path) -> None:
+    axes = "axes: {data: {there: {}, absent: {data: {name: cifar10, args: {root: nowhere}}}}}"
+    text = f"{{title: T, question: Q, config: digits.yaml, {axes}, seeds: [0]}}"
+    (tmp_path / "study.yaml").write_text(text)
+    study = read_study(tmp_path, [])
+    found = needs(study, tmp_path / "out", gpu=True)
+    assert [found[c.name].cores for c in study.cells] == [1, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(cores() < 2, reason="one core")
+def test_two_jobs_share_this_gpu(tmp_path: Path) -> None:
+    executor = Local(threads=1)
+    jobs = [Job(name, stay, (tmp_path, name, 3.0), memory=1 << 30) for name in "ab"]
+    assert all(free > 0 for free in executor._free(jobs))
+    executor.gpus = 1
+    executor.run(jobs, watch=lambda names: None, ended=lambda name, code: None)
+    assert overlap(tmp_path / "a", tmp_path / "b")
 
 
 def test_cells_need_their_threads_and_their_decoders(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from hybridvit.studies import status
-from hybridvit.studies.status import Live, Place, State, duration, remaining, state
+from hybridvit.studies.status import (
+    Live,
+    Place,
+    State,
+    duration,
+    remaining,
+    state,
+    study_name,
+)
 
 
 def write(folder: Path, record: dict[str, object] | None, *lines: object) -> Place:
@@ -107,3 +115,12 @@ def test_no_study_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"cells": [{}]}')
     with pytest.raises(ValueError, match="is broken"):
         status.study_status(tmp_path)
+
+
+def test_variants_of_a_study_have_names_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "0042-mine"
+    folder.mkdir()
+    assert study_name(folder / "small.yaml") == "small"  # a study by itself
+    (folder / "study.yaml").touch()
+    assert study_name(folder / "study.yaml") == "0042-mine"
+    assert study_name(folder / "small.yaml") == "0042-mine-small"

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from hybridvit.studies.executors import Executor
 
-NAMES = ("local", "slurm", "ray")
-
 
 def choose(
     name: str, args: Sequence[str], *, threads: int, slots: int | None, out: Path
@@ -17,6 +15,7 @@ def choose(
     """Make an executor; only the one chosen is imported.
 
     Args:
+        name: local, slurm or ray.
         args: its options, each as key=value.
         threads: CPU threads of a cell.
         slots: cells at once; by default as many as fit.

@@ -48,8 +48,8 @@ class Local:
         room = max(1, self.cores // threads)
         if slots is not None and not 1 <= slots <= room:
             raise ValueError(
-                f"--jobs {slots} should be 1 to {room}: {self.cores} cores, {threads} threads a "
-                "cell"
+                f"--jobs {slots} should be 1 to {room}: {self.cores} cores and {threads} threads "
+                "a cell"
             )
         self.given = slots
         self.slots = slots or (min(self.gpus, room) if self.gpus else room)
@@ -115,7 +115,10 @@ class Local:
         # In a process of its own: this one starts no CUDA, which takes memory of each GPU.
         context = multiprocessing.get_context("forkserver")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return [int(USABLE * free) for free in pool.submit(_free_memory).result()]
+            try:
+                return [int(USABLE * free) for free in pool.submit(_free_memory).result()]
+            except RuntimeError:  # CUDA's; a job that cannot use its GPU will say why
+                return [0] * self.gpus
 
     def _visible(self, gpu: int | None) -> str | None:
         """A GPU as CUDA_VISIBLE_DEVICES has it."""
