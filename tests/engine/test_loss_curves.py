@@ -1,0 +1,97 @@
+"""Accuracy is not traded for speed: each fast path trains as the plain one does, from one seed.
+
+Tolerances are the mean distance of two loss curves over what the plain loss falls by.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybridvit import config
+from hybridvit.encoder import attention
+from hybridvit.encoder.model import Encoder
+from hybridvit.engine.compile import compiler
+from hybridvit.engine.run import train
+
+PLAIN = [
+    "train.batch_size=64", "train.log_every=10", "encoder.args.dim=32", "encoder.args.depth=2",
+    "encoder.args.heads=2", "train.epochs=6", "train.threads=1",
+]  # fmt: skip
+OBJECTIVES = ["supervised", "masked_patch"]
+ROUNDING = 1e-3  # of sums in another order, which training amplifies
+BF16 = 0.02  # of 8 bits at every step, no bias
+
+
+def curve(out: Path, objective: str, *overrides: str) -> Tensor:
+    setup = config.load("digits.yaml", [f"objective.name={objective}", *PLAIN, *overrides])
+    path = train(setup, name="a", out=out, show=False).path
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return torch.tensor([x["train/loss"] for x in lines if "train/loss" in x])
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """In float32, nothing compiled, two matrix products an attention, every token computed."""
+    out = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "prefers_fused", lambda *_: False)
+        patch.setattr(Encoder, "_tokens_are_alone", lambda *_: False)
+        found = {name: curve(out / name, name) for name in OBJECTIVES}
+    assert all(losses[-1] < 0.8 * losses[0] for losses in found.values())
+    return found
+
+
+def distance(ours: Tensor, exact: Tensor) -> float:
+    return ((ours - exact).abs().mean() / (exact[0] - exact[-1])).item()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("overrides", "tolerance"),
+    [
+        ([], ROUNDING),  # the last block computes what is read alone
+        (["train.grad_checkpointing=true"], ROUNDING),
+        (["data.resident=false", "data.workers=0"], ROUNDING),
+        (["train.precision=bf16"], BF16),
+        (["train.precision=bf16_params"], BF16),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_fast_path_trains_as_the_plain_one(
+    overrides: list[str],
+    tolerance: float,
+    objective: str,
+    plain: dict[str, Tensor],
+    tmp_path: Path,
+) -> None:
+    fast = curve(tmp_path / "run", objective, *overrides)
+    assert distance(fast, plain[objective]) < tolerance
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_so_does_fused_attention(
+    objective: str, plain: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "prefers_fused", lambda *_: True)
+    fast = curve(tmp_path / "run", objective)
+    assert distance(fast, plain[objective]) < ROUNDING
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler, which torch needs on a CPU")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's, as it traces
+def test_so_does_compiled_code(
+    plain: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # C++ without optimisation: sooner here
+    fast = curve(tmp_path / "run", "supervised", "train.compile=blocks")
+    assert distance(fast, plain["supervised"]) < ROUNDING
+
+
+def test_the_measure_sees_another_seed(plain: dict[str, Tensor], tmp_path: Path) -> None:
+    other = curve(tmp_path / "run", "supervised", "seed=1")
+    assert distance(other, plain["supervised"]) > BF16 / 2
