@@ -126,7 +126,8 @@ class TrainLoader:
         together = max(1, TOGETHER // (height * width * self.share))
         for block in (starts[n : n + together] for n in range(0, steps, together)):
             slots, epochs = (torch.cat(each) for each in zip(*map(self._slots, block), strict=True))
-            yield from self._batch(slots, epochs, self.resident.images[slots]).split(self.share)
+            images = self.resident.images.index_select(0, slots)
+            yield from self._batch(slots, epochs, images).split(self.share)
 
     def _batch(self, slots: Tensor, epochs: Tensor, images: Tensor) -> Batch:
         """Stored images of some places in the split, augmented."""
