@@ -168,7 +168,9 @@ def eval_batches(
     starts = range(0, len(split), batch_size)
     if isinstance(split, Resident):
         stored = split.images
-        pictures: Iterator[Tensor] = (stored[start : start + batch_size] for start in starts)
+        pictures: Iterator[Tensor] = (
+            stored[start : start + batch_size].to(device) for start in starts
+        )
     else:
         plan = (list(range(start, min(start + batch_size, len(split)))) for start in starts)
         pictures = _decoded(split, plan, device, workers)
