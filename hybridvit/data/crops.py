@@ -80,7 +80,7 @@ def resize(images: Tensor, boxes: Boxes, size: tuple[int, int], flipped: Tensor)
     rows = _weights(boxes.top, boxes.height, height, size[0])  # (B, h, H)
     columns = _weights(boxes.left, boxes.width, width, size[1], flipped)  # (B, w, W)
     # Channels are side by side, so that a product has all of them at once.
-    pixels = images.transpose(1, 2).float().flatten(1, 2)  # (B, H C, W)
+    pixels = images.transpose(1, 2).contiguous().float().flatten(1, 2)  # (B, H C, W)
     pixels = _rounded(torch.bmm(pixels, columns.mT)).view(-1, height, channels * size[1])
     pixels = _rounded(torch.bmm(rows, pixels))  # (B, h, C w)
     scaled: Tensor = as_bytes(pixels).unflatten(2, (channels, -1))
