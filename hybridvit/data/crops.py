@@ -17,6 +17,7 @@ DRAWS = 2 * ATTEMPTS + 2  # uniforms that a box takes: area and aspect of each a
 # Weights are integers that add up to about this. With 8 bits of a pixel every sum is then exact in
 # float32, so that no order of summing, no batch size and no device changes a pixel.
 WEIGHT = 2**15
+IN_CACHE = 2**17  # pixels that a CPU scales at a time: as floats they should stay in its cache
 
 
 class Boxes(NamedTuple):
@@ -76,15 +77,13 @@ def resize(images: Tensor, boxes: Boxes, size: tuple[int, int], flipped: Tensor)
     First rows are scaled, then columns, each rounded to whole grey values. Where `flipped`, (B,),
     the part is mirrored left to right.
     """
-    channels, height, width = images.shape[1:]
+    height, width = images.shape[2:]
     rows = _weights(boxes.top, boxes.height, height, size[0])  # (B, h, H)
     columns = _weights(boxes.left, boxes.width, width, size[1], flipped)  # (B, w, W)
-    # Channels are side by side, so that a product has all of them at once.
-    pixels = images.transpose(1, 2).contiguous().float().flatten(1, 2)  # (B, H C, W)
-    pixels = _rounded(torch.bmm(pixels, columns.mT)).view(-1, height, channels * size[1])
-    pixels = _rounded(torch.bmm(rows, pixels))  # (B, h, C w)
-    scaled: Tensor = as_bytes(pixels).unflatten(2, (channels, -1))
-    return scaled.transpose(1, 2).contiguous()
+    on_cpu = images.device.type == "cpu"
+    count = max(1, IN_CACHE // (height * width) if on_cpu else len(images))
+    parts = zip(*(each.split(count) for each in (images, rows, columns)), strict=True)
+    return torch.cat([_scaled(*part) for part in parts])
 
 
 def as_bytes(values: Tensor) -> Tensor:
@@ -148,6 +147,18 @@ def _weights(
     # In float64, so that the order of summing does not show.
     total = weights.sum(2, keepdim=True, dtype=torch.float64)
     return weights.mul_((WEIGHT / total).float()).round_()
+
+
+def _scaled(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Images (B, C, H, W) by their weights (B, h, H) and (B, w, W), (B, C, h, w) uint8."""
+    channels, height = images.shape[1:3]
+    # Channels are side by side, so that a product has all of them at once.
+    pixels = images.transpose(1, 2).contiguous().float().flatten(1, 2)  # (B, H C, W)
+    pixels = _rounded(torch.bmm(pixels, columns.mT))
+    pixels = pixels.view(-1, height, channels * columns.shape[1])
+    pixels = _rounded(torch.bmm(rows, pixels))  # (B, h, C w)
+    scaled: Tensor = as_bytes(pixels).unflatten(2, (channels, -1))
+    return scaled.transpose(1, 2).contiguous()
 
 
 def _rounded(sums: Tensor) -> Tensor:
