@@ -84,7 +84,7 @@ def _sorted(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     sizes = torch.bincount(kind, minlength=len(_CHANGES)).tolist()
     parts = (each.index_select(0, order).split(sizes) for each in (images, operation, strength))
     groups = zip(_CHANGES, *parts, strict=True)
-    changed = [change(*part) for change, *part in groups if len(part[0])]
+    changed = [change(*part) for change, *part in groups]  # of no images, too
     return torch.cat(changed).index_select(0, order.argsort())
 
 

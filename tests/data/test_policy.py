@@ -172,6 +172,11 @@ def test_sorting_images_or_choosing_among_results_is_the_same(
     assert torch.equal(images, before)
 
 
+def test_no_images_are_no_error() -> None:
+    none = torch.zeros(0, 3, 9, 9, dtype=torch.uint8)
+    assert apply(none, torch.zeros(0).long(), torch.zeros(0)).shape == none.shape
+
+
 def test_tiny_images_keep_their_sharpness() -> None:
     images = pictures(6, 3, (2, 9))
     place = torch.full((6,), OPERATIONS.index("Sharpness"))
