@@ -1,28 +1,34 @@
 """Decoded images in files that all runs and all ranks of a machine map into memory.
 
-A file holds the pixels of one split and their checksum; its name is a hash of what they were made
-of, so that changed images, another size or another decoder mean another file. All may be deleted
-at any time. The folder is $HYBRIDVIT_CACHE, else ~/.cache/hybridvit; an empty variable turns the
-cache off.
+A file holds the pixels of one split and their checksum. Its name is a hash of what they are made
+of (the bytes of the image files in order, the image size, the decoder), so that a copy of a data
+set finds the same file, and changed images mean another. A note beside it keeps the name for files
+that have not changed, which are then not read again. All may be deleted at any time. The folder is
+$HYBRIDVIT_CACHE, else ~/.cache/hybridvit; an empty variable turns the cache off.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import math
 import os
+import re
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from hybridvit.data.splits import DecodedSplit, Split
 
-FORMAT = 1  # of the files, and of how images are resized
+FORMAT = 2  # of the files, and of how images are resized
 CHECKSUM = 4  # bytes at the end
 
 
@@ -32,15 +38,84 @@ def folder() -> Path | None:
     return Path(chosen).expanduser().absolute() if chosen else None
 
 
+def load(split: Split, decoded: Callable[[], Iterable[Tensor]]) -> Tensor | None:
+    """The pixels of a split, mapped into memory, from a file that is made where there is none.
+
+    Processes that start together wait for the one that decodes. None for a split that is not
+    kept, or where no file can be made.
+
+    Args:
+        decoded: all images in order, some at a time.
+
+    Raises:
+        ValueError: an image cannot be read, or changes as they are decoded.
+    """
+    path = place(split)
+    if path is None:
+        return None
+
+    def unchanged() -> Iterator[Tensor]:
+        yield from decoded()
+        if place(split) != path:
+            raise ValueError(
+                "image files changed while they were decoded; start again once nothing writes to "
+                "the data set"
+            )
+
+    kept = read(path, shape(split))
+    if kept is None:
+        with _turn(path.parent):
+            kept = read(path, shape(split))
+            if kept is None and write(path, unchanged()):
+                kept = read(path, shape(split))
+    return kept
+
+
 def place(split: Split) -> Path | None:
-    """The file of a split's pixels; None for one that is not decoded or not of files."""
+    """The file of a split's pixels; None for one that is not decoded or not of files.
+
+    Reads all image files, or just their note where `ImageFiles.stamp` shows no change.
+
+    Raises:
+        ValueError: an image file cannot be read.
+    """
     root = folder()
     if root is None or not isinstance(split, DecodedSplit) or split.version is None:
         return None
+    note = _note(root, split)  # before the files are read: it is not to promise what came later
+    name = _noted(note)
+    if name is None:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            name = _name(split, pool.map(split.version, split.index.tolist()))
+        if note is not None:
+            with suppress(OSError), _replaced(note) as file:  # without it, they are read again
+                file.write(name.encode())
+    return root / f"{name}.pixels"
+
+
+def _note(root: Path, split: DecodedSplit) -> Path | None:
+    """Where the name of a split's file is noted; None where changes might not show."""
+    if split.stamp is None:
+        return None
+    stamps = [split.stamp(i) for i in split.index.tolist()]
+    known = [stamp for stamp in stamps if stamp is not None]
+    return root / f"{_name(split, known)}.key" if len(known) == len(stamps) else None
+
+
+def _noted(note: Path | None) -> str | None:
+    try:
+        name = "" if note is None else note.read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return name if re.fullmatch("[0-9a-f]{32}", name) else None
+
+
+def _name(split: DecodedSplit, lines: Iterable[str]) -> str:
+    """A hash of what is said of each image, and of what all have in common."""
     digest = hashlib.sha256(f"{FORMAT} {torch.__version__} {shape(split)}\n".encode())
-    for i in split.index.tolist():
-        digest.update(f"{split.version(i)}\n".encode(errors="surrogateescape"))
-    return root / f"{digest.hexdigest()[:32]}.pixels"
+    for line in lines:
+        digest.update(f"{line}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:32]
 
 
 def shape(split: Split) -> tuple[int, int, int, int]:
@@ -73,17 +148,14 @@ def write(path: Path, chunks: Iterable[Tensor]) -> bool:
     Raises:
         ValueError: an image cannot be decoded.
     """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            temporary, checksum = file.name, 0
+        with _replaced(path) as file:
+            checksum = 0
             for images in chunks:
                 content = images.contiguous().numpy().data
                 checksum = zlib.crc32(content, checksum)
                 file.write(content)
             file.write(checksum.to_bytes(CHECKSUM, "big"))
-        os.replace(temporary, path)
     except OSError as error:
         print(
             f"decoded images are not kept: {str(path.parent)!r} ({error.strerror}); free some "
@@ -91,7 +163,33 @@ def write(path: Path, chunks: Iterable[Tensor]) -> bool:
             file=sys.stderr,
         )
         return False
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
     return True
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the path once it is complete, and is gone if it does not get so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        try:
+            yield file
+            file.close()
+            os.replace(file.name, path)
+        finally:
+            if os.path.exists(file.name):
+                os.unlink(file.name)
+
+
+@contextmanager
+def _turn(root: Path) -> Iterator[None]:
+    """Wait for other processes that decode into the folder; not where it cannot be locked."""
+    handle = None
+    try:
+        with suppress(OSError):
+            root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(root, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)

@@ -17,6 +17,7 @@ DRAWS = 2 * ATTEMPTS + 2  # uniforms that a box takes: area and aspect of each a
 # Weights are integers that add up to about this. With 8 bits of a pixel every sum is then exact in
 # float32, so that no order of summing, no batch size and no device changes a pixel.
 WEIGHT = 2**15
+IN_CACHE = 2**17  # pixels that a CPU scales at a time: as floats they should stay in its cache
 
 
 class Boxes(NamedTuple):
@@ -76,14 +77,18 @@ def resize(images: Tensor, boxes: Boxes, size: tuple[int, int], flipped: Tensor)
     First rows are scaled, then columns, each rounded to whole grey values. Where `flipped`, (B,),
     the part is mirrored left to right.
     """
-    channels, height, width = images.shape[1:]
+    height, width = images.shape[2:]
     rows = _weights(boxes.top, boxes.height, height, size[0])  # (B, h, H)
-    columns = _weights(boxes.left, boxes.width, width, size[1])  # (B, w, W)
-    columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
-    pixels = images.float().flatten(1, 2)  # (B, C H, W)
-    pixels = _rounded(torch.bmm(pixels, columns.mT)).unflatten(1, (channels, height))
-    pixels = _rounded(torch.matmul(rows[:, None], pixels))  # (B, C, h, w)
-    return pixels.to(torch.uint8)
+    columns = _weights(boxes.left, boxes.width, width, size[1], flipped)  # (B, w, W)
+    on_cpu = images.device.type == "cpu"
+    count = max(1, IN_CACHE // (height * width) if on_cpu else len(images))
+    parts = zip(*(each.split(count) for each in (images, rows, columns)), strict=True)
+    return torch.cat([_scaled(*part) for part in parts])
+
+
+def as_bytes(values: Tensor) -> Tensor:
+    """Floats in [0, 256) cut to uint8; by way of int32, for which a CPU has instructions."""
+    return values.int().to(torch.uint8)
 
 
 def inside(boxes: Boxes, size: tuple[int, int]) -> Tensor:
@@ -122,23 +127,40 @@ def _place(
     return (down * (size[0] - height + 1)).long(), (right * (size[1] - width + 1)).long()
 
 
-def _weights(start: Tensor, length: Tensor, pixels: int, count: int) -> Tensor:
+def _weights(
+    start: Tensor, length: Tensor, pixels: int, count: int, flipped: Tensor | None = None
+) -> Tensor:
     """(B, count, pixels) integer weights, as floats, of the pixels in [start, start + length).
 
     Triangles around the centres of `count` equal parts, one pixel or one part wide to each side,
-    whichever is more.
+    whichever is more. Where `flipped`, (B,), the parts are counted from the end.
     """
     step = (length.float() / count)[:, None]  # (B, 1)
     centre = step * (torch.arange(count, device=start.device) + 0.5)  # (B, count)
+    if flipped is not None:
+        centre = torch.where(flipped[:, None], centre.flip(1), centre)
     place = torch.arange(pixels, device=start.device) - start[:, None]  # (B, pixels)
     within = (place >= 0) & (place < length[:, None])
-    distance = ((place + 0.5)[:, None] - centre[:, :, None]).abs()
-    weights = (1 - distance / step.clamp_min(1)[:, :, None]).clamp_min(0) * within[:, None]
+    place = torch.where(within, place + 0.5, math.inf)
+    distance = (place[:, None] - centre[:, :, None]).abs_()
+    weights = distance.div_(step.clamp_min(1)[:, :, None]).neg_().add_(1).clamp_min_(0)
     # In float64, so that the order of summing does not show.
     total = weights.sum(2, keepdim=True, dtype=torch.float64)
-    return (weights * (WEIGHT / total).float()).round()
+    return weights.mul_((WEIGHT / total).float()).round_()
+
+
+def _scaled(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Images (B, C, H, W) by their weights (B, h, H) and (B, w, W), (B, C, h, w) uint8."""
+    channels, height = images.shape[1:3]
+    # Channels are side by side, so that a product has all of them at once.
+    pixels = images.transpose(1, 2).contiguous().float().flatten(1, 2)  # (B, H C, W)
+    pixels = _rounded(torch.bmm(pixels, columns.mT))
+    pixels = pixels.view(-1, height, channels * columns.shape[1])
+    pixels = _rounded(torch.bmm(rows, pixels))  # (B, h, C w)
+    scaled: Tensor = as_bytes(pixels).unflatten(2, (channels, -1))
+    return scaled.transpose(1, 2).contiguous()
 
 
 def _rounded(sums: Tensor) -> Tensor:
-    """Weighted sums as whole grey values."""
-    return (sums / WEIGHT).round()
+    """Weighted sums as whole grey values; overwrites those given."""
+    return sums.mul_(1 / WEIGHT).round_()

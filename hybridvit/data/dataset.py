@@ -104,6 +104,7 @@ def from_files(
             channels,
             files.identify,
             partial(_version, files, record(chosen)),
+            partial(_stamp, files, record(chosen)),
         )
         for files, labels in (train, test)
     ]
@@ -154,8 +155,12 @@ def _read(
 
 
 def _version(files: ImageFiles, decoder: str, i: int) -> str:
-    status = os.stat(files.paths[i])
-    return f"{decoder} {files.paths[i]} {status.st_size} {status.st_mtime_ns}"
+    return f"{decoder} {files.digest(i)}"
+
+
+def _stamp(files: ImageFiles, decoder: str, i: int) -> str | None:
+    stamp = files.stamp(i)
+    return None if stamp is None else f"{decoder} {stamp}"
 
 
 def _statistics(batches: Iterable[Tensor]) -> Statistics:

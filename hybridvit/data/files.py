@@ -5,7 +5,9 @@ Only common formats, no pickles, no special files, and a cap on the pixels of on
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".gif")
 MAX_PIXELS = 64 * 2**20  # of one image
+SETTLED = 2.0  # seconds after which a file's next change has another time
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
 
 
@@ -32,6 +35,39 @@ class ImageFiles:
         """Relative path and file size in bytes of image i."""
         path = self.paths[i]
         return f"{os.path.relpath(path, self.root)} {os.path.getsize(path)}"
+
+    def digest(self, i: int) -> str:
+        """SHA-256 of the bytes of image i.
+
+        Raises:
+            ValueError: the file cannot be read; the message names it.
+        """
+        path = self.paths[i]
+        _check_regular(path)
+        try:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(path, error) from None
+
+    def stamp(self, i: int) -> str | None:
+        """What changes whenever image i does: its path, place on the disk, size, and times of
+        modification and of change, which no program can set; None where a change might not show.
+
+        Files whose times are less than `SETTLED` seconds old have None, because two changes in
+        one step of the clock have the same time. Not seen is what changes a disk from below its
+        file system, what another machine writes to a network file system that has not told this
+        one yet, and writing while the system's clock was set back to a time of before.
+        """
+        path = self.paths[i]
+        try:
+            status = os.stat(path)
+        except OSError:  # whoever reads it has more to say
+            return None
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        if time.time_ns() - max(times) < SETTLED * 1e9:
+            return None
+        return f"{path} {status.st_dev} {status.st_ino} {status.st_size} {times}"
 
     def are_grey(self) -> bool:
         """Whether no image has colours; reads every header.
@@ -85,8 +121,7 @@ def open_image(path: str) -> Image.Image:
     """
     from PIL import Image
 
-    if not os.path.isfile(path):  # a pipe would block for ever
-        raise ValueError(f"image {path!r} is missing or no regular file; restore or remove it")
+    _check_regular(path)
     try:
         image = Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -108,3 +143,8 @@ def unreadable(path: str, error: Exception) -> ValueError:
         f"image {path!r} cannot be decoded ({one_line(error)}); "
         f"remove it or replace it by a valid {', '.join(FORMATS)} file"
     )
+
+
+def _check_regular(path: str) -> None:
+    if not os.path.isfile(path):  # a pipe would block for ever
+        raise ValueError(f"image {path!r} is missing or no regular file; restore or remove it")

@@ -126,7 +126,8 @@ class TrainLoader:
         together = max(1, TOGETHER // (height * width * self.share))
         for block in (starts[n : n + together] for n in range(0, steps, together)):
             slots, epochs = (torch.cat(each) for each in zip(*map(self._slots, block), strict=True))
-            yield from self._batch(slots, epochs, self.resident.images[slots]).split(self.share)
+            images = self.resident.images.index_select(0, slots)
+            yield from self._batch(slots, epochs, images).split(self.share)
 
     def _batch(self, slots: Tensor, epochs: Tensor, images: Tensor) -> Batch:
         """Stored images of some places in the split, augmented."""
@@ -167,7 +168,9 @@ def eval_batches(
     starts = range(0, len(split), batch_size)
     if isinstance(split, Resident):
         stored = split.images
-        pictures: Iterator[Tensor] = (stored[start : start + batch_size] for start in starts)
+        pictures: Iterator[Tensor] = (
+            stored[start : start + batch_size].to(device) for start in starts
+        )
     else:
         plan = (list(range(start, min(start + batch_size, len(split)))) for start in starts)
         pictures = _decoded(split, plan, device, workers)

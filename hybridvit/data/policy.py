@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridvit import draws
+from hybridvit.data.crops import as_bytes
 
 Policy = Literal["none", "rand", "trivial"]
 
@@ -22,6 +23,7 @@ OPERATION = draws.stream("augment.policy.operation")
 MAGNITUDE = draws.stream("augment.policy.magnitude")
 SIGN = draws.stream("augment.policy.sign")
 BINS = 31  # magnitudes 0 to 30
+Change = Callable[[Tensor, Tensor, Tensor], Tensor]  # of images, operations and strengths
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
@@ -46,14 +48,8 @@ def choices(
 
 def apply(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     """Images (B, C, H, W) uint8, each changed by its operation (B,) of a strength (B,)."""
-    if images.device.type == "cpu":
-        images = images.clone()  # changed in place
-    first, last = (OPERATIONS.index(GEOMETRIC[i]) for i in (0, -1))
-    geometric = (operation >= first) & (operation <= last)
-    images = _where(geometric, _moved, images, operation, strength)
-    for name, change in _TONES.items():
-        images = _where(operation == OPERATIONS.index(name), change, images, strength)
-    return images
+    way = _sorted if images.device.type == "cpu" else _all_ways
+    return way(images, operation, strength)
 
 
 @lru_cache(maxsize=8)
@@ -81,21 +77,36 @@ def _strengths(policy: Policy, height: int, width: int, device: torch.device) ->
     return table.to(device)
 
 
-def _where(
-    chosen: Tensor, change: Callable[..., Tensor], images: Tensor, *amounts: Tensor
-) -> Tensor:
-    """The images, those `chosen` (B,) changed by their amounts.
+def _sorted(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
+    """As `apply`: images of the same change lie side by side, and each takes its own alone."""
+    kind = _kinds(operation)
+    order = kind.argsort(stable=True)
+    sizes = torch.bincount(kind, minlength=len(_CHANGES)).tolist()
+    parts = (each.index_select(0, order).split(sizes) for each in (images, operation, strength))
+    groups = zip(_CHANGES, *parts, strict=True)
+    changed = [change(*part) for change, *part in groups]  # of no images, too
+    return torch.cat(changed).index_select(0, order.argsort())
 
-    A CPU changes only these, in place. Elsewhere all are and the rest thrown away: counting the
-    chosen ones would wait for the device.
+
+def _all_ways(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
+    """As `apply`: images take all changes, of which one is kept.
+
+    Counting those of each would wait for the device.
     """
-    if images.device.type != "cpu":
-        return torch.where(chosen[:, None, None, None], change(images, *amounts), images)
-    places = chosen.nonzero()[:, 0]
-    if len(places) == 0:
-        return images
-    changed = change(images.index_select(0, places), *(amount[places] for amount in amounts))
-    return images.index_copy_(0, places, changed)
+    kind = _kinds(operation)
+    for i, change in enumerate(_CHANGES[1:], start=1):
+        changed = change(images, operation, strength)
+        images = torch.where(_per_image(kind == i), changed, images)
+    return images
+
+
+def _kinds(operation: Tensor) -> Tensor:
+    """Places in `_CHANGES`, where all of `GEOMETRIC` are one."""
+    return operation.clamp_max(1).maximum(operation - len(GEOMETRIC) + 1)
+
+
+def _unchanged(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
+    return images
 
 
 def _moved(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
@@ -115,61 +126,64 @@ def _moved(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     # Shears start at the corner, shifts are by whole pixels.
     down = shear_y * (width / 2) - strength.trunc() * is_down + (height - 1) / 2
     right = shear_x * (height / 2) - strength.trunc() * is_right + (width - 1) / 2
-    row = _flat(cos) * y + _flat(sin + shear_y) * x + _flat(down)
-    column = _flat(cos) * x + _flat(shear_x - sin) * y + _flat(right)
-    row, column = row.round().long(), column.round().long()  # (B, H, W)
-    exists = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    source = torch.where(exists, row * width + column, 0).flatten(1)  # (B, H W)
-    moved = images.flatten(2).gather(2, source[:, None].expand(-1, channels, -1))
-    return moved.view_as(images) * exists[:, None]
+    row = (_flat(cos) * y + _flat(sin + shear_y) * x).add_(_flat(down))  # (B, H, W)
+    column = (_flat(cos) * x + _flat(shear_x - sin) * y).add_(_flat(right))
+    # What lies outside is taken from a black frame of one pixel.
+    row, column = row.round_().clamp_(-1, height).int(), column.round_().clamp_(-1, width).int()
+    source = row.add_(1).mul_(width + 2).add_(column).add_(1).long().flatten(1)  # (B, H W)
+    framed = F.pad(images, (1, 1, 1, 1)).flatten(2)
+    return framed.gather(2, source[:, None].expand(-1, channels, -1)).view_as(images)
 
 
 def _flat(amount: Tensor) -> Tensor:
     return amount[:, None, None]
 
 
-def _brightness(images: Tensor, strength: Tensor) -> Tensor:
+def _brightness(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     return _cut(images * _per_image(1 + strength))
 
 
-def _color(images: Tensor, strength: Tensor) -> Tensor:
+def _color(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     return images if images.shape[1] == 1 else _blend(images, _grey(images), strength)
 
 
-def _contrast(images: Tensor, strength: Tensor) -> Tensor:
+def _contrast(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     # In float64, where sums of whole grey values are exact in any order.
     mean = _grey(images).double().mean(dim=(1, 2, 3), keepdim=True).float()
     return _blend(images, mean, strength)
 
 
-def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
+def _sharpness(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     if min(images.shape[-2:]) <= 2:
         return images
-    pixels = images.float()
-    box = F.avg_pool2d(pixels, 3, stride=1, divisor_override=1)  # sums, exact as of whole numbers
+    pixels = images.short()
     inner = pixels[..., 1:-1, 1:-1]
-    smooth = ((box + 4 * inner) / 13).round()
-    # The border stays.
-    return _cut(pixels + F.pad(smooth - inner, (1, 1, 1, 1)) * _per_image(-strength))
+    rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
+    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    smooth = ((box + 4 * inner) / 13).round_()
+    sharpened = images.clone()  # the border stays
+    sharpened[..., 1:-1, 1:-1] = _cut((smooth - inner).mul_(_per_image(-strength)).add_(inner))
+    return sharpened
 
 
-def _posterize(images: Tensor, strength: Tensor) -> Tensor:
+def _posterize(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     lost = _per_image(8 - strength).to(torch.uint8)
     return images >> lost << lost
 
 
-def _solarize(images: Tensor, strength: Tensor) -> Tensor:
-    return torch.where(images >= _per_image(strength), 255 - images, images)
+def _solarize(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
+    bright = images >= _per_image(strength.ceil()).to(torch.uint8)
+    return images ^ bright.to(torch.uint8).neg_()  # 255 - x inverts the bits of x
 
 
-def _autocontrast(images: Tensor, strength: Tensor) -> Tensor:
+def _autocontrast(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     low = images.amin(dim=(2, 3), keepdim=True).float()
     spread = images.amax(dim=(2, 3), keepdim=True).float() - low
-    stretched = (images - low) / (spread * (1 / 255))
-    return torch.where(spread == 0, images, _cut(stretched))
+    step = torch.where(spread == 0, 1, spread * (1 / 255))
+    return _cut((images - torch.where(spread == 0, 0, low)).div_(step))
 
 
-def _equalize(images: Tensor, strength: Tensor) -> Tensor:
+def _equalize(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     """Each channel's grey values spread evenly, in whole steps as Pillow does."""
     values = images.flatten(2).long()  # (B, C, H W)
     counts = values.new_zeros(*images.shape[:2], 256)
@@ -177,13 +191,13 @@ def _equalize(images: Tensor, strength: Tensor) -> Tensor:
     most = counts.gather(2, values.amax(2, keepdim=True))  # pixels of the greatest value
     step = (values.shape[2] - most) // 255  # (B, C, 1) pixels a grey value
     below = counts.cumsum(2) - counts
-    table = ((below + step // 2) // step.clamp_min(1)).clamp_max(255).to(torch.uint8)
-    spread = table.gather(2, values).view_as(images)
-    return torch.where(step[..., None] == 0, images, spread)
+    table = ((below + step // 2) // step.clamp_min(1)).clamp_max(255)
+    table = torch.where(step == 0, torch.arange(256, device=step.device), table)
+    return table.to(torch.uint8).gather(2, values).view_as(images)
 
 
 # The order counts: keys choose by place.
-_TONES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_TONES: dict[str, Change] = {
     "Brightness": _brightness,
     "Color": _color,
     "Contrast": _contrast,
@@ -194,6 +208,7 @@ _TONES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Equalize": _equalize,
 }
 OPERATIONS = ("Identity", *GEOMETRIC, *_TONES)
+_CHANGES: tuple[Change, ...] = (_unchanged, _moved, *_TONES.values())
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -208,12 +223,12 @@ def _grey(images: Tensor) -> Tensor:
 def _blend(images: Tensor, others: Tensor, strength: Tensor) -> Tensor:
     """Away from the others for a strength above 0, towards them below."""
     share = _per_image(1 + strength)
-    return _cut(images * share + others * (1 - share))
+    return _cut((images * share).add_(others * (1 - share)))
 
 
 def _cut(values: Tensor) -> Tensor:
-    """Grey values cut to whole ones, as torchvision does."""
-    return values.clamp(0, 255).to(torch.uint8)
+    """Grey values cut to whole ones, as torchvision does; overwrites those given."""
+    return as_bytes(values.clamp_(0, 255))
 
 
 def _per_image(amount: Tensor) -> Tensor:

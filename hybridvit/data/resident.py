@@ -41,14 +41,10 @@ def fits(split: Split) -> bool:
 
 def _kept(split: Split, progress: bool) -> Tensor:
     """(N, C, H, W) uint8, mapped from the cache where there is one."""
-    path, shape = cache.place(split), cache.shape(split)
-    if path is not None:
-        kept = cache.read(path, shape)
-        if kept is None and cache.write(path, _decoded(split, progress)):
-            kept = cache.read(path, shape)
-        if kept is not None:
-            return kept
-    images, start = torch.empty(shape, dtype=torch.uint8), 0
+    kept = cache.load(split, lambda: _decoded(split, progress))
+    if kept is not None:
+        return kept
+    images, start = torch.empty(cache.shape(split), dtype=torch.uint8), 0
     for chunk in _decoded(split, progress):
         images[start : start + len(chunk)] = chunk
         start += len(chunk)

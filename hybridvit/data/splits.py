@@ -95,6 +95,8 @@ class DecodedSplit(Split):
             without it the decoded pixels do.
         version: what names all that an image's pixels depend on, for keeping them in a cache;
             without it they are not kept.
+        stamp: what is quick to know and changes with the version, None for an image where that is
+            not sure; without it the version is always asked for.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class DecodedSplit(Split):
         channels: int,
         identify: Callable[[int], str] | None = None,
         version: Callable[[int], str] | None = None,
+        stamp: Callable[[int], str | None] | None = None,
     ) -> None:
         self.decode = decode
         self.labels = labels.long()
@@ -113,6 +116,7 @@ class DecodedSplit(Split):
         self.channels = channels
         self.identify = identify
         self.version = version
+        self.stamp = stamp
 
     def read_many(self, positions: Sequence[int]) -> Tensor:
         return torch.stack([self._pixels(int(self.index[i])) for i in positions])

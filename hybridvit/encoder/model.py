@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hybridvit.contracts import Stem, Tokens
 from hybridvit.encoder.attention import AXES, Attention
+from hybridvit.encoder.layout import laid_out
 from hybridvit.encoder.mlp import Activation, make_activation, make_mlp
 from hybridvit.encoder.pooling import AttentionPool
 from hybridvit.encoder.positions import (
@@ -360,14 +361,14 @@ class HybridViT(nn.Module):
         """
         normalised = (images - self.mean) / self.std
         if keep is None:
-            tokens: Tokens = self.stem(normalised, visible)
+            tokens: Tokens = self.stem(laid_out(normalised, self.stem), visible)
             return tokens
         p = self.stem.patch_px
         if self.stem.is_patch_local:
             strip = unpatchify(take(patchify(normalised, p), keep), (1, keep.shape[1]), p)
             x = self.stem(strip).x
         else:
-            x = take(self.stem(normalised, visible).x, keep)
+            x = take(self.stem(laid_out(normalised, self.stem), visible).x, keep)
         return Tokens(x, (images.shape[-2] // p, images.shape[-1] // p), keep)
 
     def features(self, images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from hybridvit.contracts import Batch
 from hybridvit.data.dataset import Dataset
 from hybridvit.data.loader import TrainLoader, eval_batches
 from hybridvit.data.resident import Resident, fits
-from hybridvit.data.splits import ArraySplit, Split, subset
+from hybridvit.data.splits import ArraySplit, DecodedSplit, Split, subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.engine import checkpoint
 from hybridvit.engine.allocator import keep_freed_memory
@@ -135,6 +135,7 @@ class Session:
         self.train_split, self.val_split = build.make_splits(config, self.dataset)
         resident = config.data.resident
         self.resident = fits(self.dataset.train) if resident is None else resident
+        self.decoded: dict[Split, Resident] = {}  # of validation and test
         self.objective = build.make_objective(config, parts, self.dataset.spec())
         self.init = start_from(self.objective, Path(config.init)) if config.init else None
         self.loader = TrainLoader(
@@ -348,11 +349,8 @@ class Session:
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """A split in order, not augmented; decoded once where the training images are resident."""
-        stored: Split | Resident = split
-        if split is self.train_split and self.loader.resident is not None:
-            stored = self.loader.resident
         return eval_batches(
-            stored,
+            self._stored(split),
             self.dataset.image_size,
             self.config.eval.batch_size,
             self.fabric.device,
@@ -368,6 +366,17 @@ class Session:
         """A line for the user, beside the progress bar."""
         if self.show:
             tqdm.write(text, file=sys.stderr)
+
+    def _stored(self, split: Split) -> Split | Resident:
+        """Images to evaluate on; validation and test images of files stay on the host, mapped."""
+        if split is self.train_split and self.loader.resident is not None:
+            return self.loader.resident
+        whole = split is self.val_split or split is self.dataset.test
+        if not (whole and self.resident and isinstance(split, DecodedSplit)):
+            return split
+        if split not in self.decoded:
+            self.decoded[split] = Resident(split, "cpu", progress=self.show)
+        return self.decoded[split]
 
     def _pictured(self) -> Batch:
         source = self.val_split if len(self.val_split) else self.train_split

@@ -49,7 +49,7 @@ class CCTStem(Stem):
         check_kernel("cct", "kernel", kernel, stride)
         check_kernel("cct", "pool_kernel", pool_kernel, pool_stride, least=1)
         self.patch_px = (stride * pool_stride) ** layers
-        self.pool_kernel, self.pool_stride = pool_kernel, pool_stride
+        self.pool = nn.MaxPool2d(pool_kernel, pool_stride, pool_kernel // 2)
         self.masked = masked
         widths = [3] + [channels] * (layers - 1) + [dim]
         self.convs = nn.ModuleList()
@@ -64,7 +64,5 @@ class CCTStem(Stem):
         x = images
         for conv in self.convs:
             x = F.relu(conv(hide(x, visible)))
-            x = F.max_pool2d(
-                hide(x, visible), self.pool_kernel, self.pool_stride, self.pool_kernel // 2
-            )
+            x = self.pool(hide(x, visible))
         return as_tokens(x)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hybridvit.data import cache
+from hybridvit.data import cache, files
 from hybridvit.data.folders import image_folder
 from hybridvit.data.resident import Resident
 from hybridvit.data.splits import ArraySplit, DecodedSplit, subset
@@ -154,11 +158,31 @@ def test_an_image_that_cannot_be_decoded_leaves_nothing(cache_folder: Path) -> N
     assert list(cache_folder.iterdir()) == []
 
 
-def test_several_writers_at_once(cache_folder: Path) -> None:
+def test_several_at_once_decode_once(cache_folder: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
         results = list(pool.map(images, [split() for _ in range(6)]))
     assert all(torch.equal(result, results[0]) for result in results)
     assert len(list(cache_folder.iterdir())) == 1
+    assert len(DECODED) == 300
+
+
+LOAD = """
+import sys
+from hybridvit.data.folders import image_folder
+from hybridvit.data.resident import Resident
+print(int(Resident(image_folder(sys.argv[1], image_size=8).train, "cpu", False).images.sum()))
+"""
+
+
+def test_processes_that_start_together_make_one_file(tmp_path: Path, cache_folder: Path) -> None:
+    folder = a_folder(tmp_path / "set", 40)
+    command = [sys.executable, "-c", LOAD, str(folder)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    sums = {process.communicate(timeout=100)[0] for process in started}
+    expected = image_folder(str(folder), image_size=8).train.read_many(range(64)).sum()
+    assert sums == {b"%d\n" % int(expected)}
+    assert len(list(cache_folder.glob("*.pixels"))) == 1
+    assert list(cache_folder.glob("*.part")) == []
 
 
 def test_a_file_is_complete_when_it_appears(cache_folder: Path) -> None:
@@ -175,15 +199,124 @@ def test_a_file_is_complete_when_it_appears(cache_folder: Path) -> None:
     assert torch.equal(kept, torch.ones_like(kept))
 
 
-def test_a_changed_folder_is_decoded_again(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for i in range(10):
-            Image.new("L", (8, 8), 5).save(tmp_path / name / f"{i}.bmp")
-    assert images(image_folder(str(tmp_path), image_size=8).train).unique().tolist() == [5]
-    before = (tmp_path / "a" / "0.bmp").stat()
-    for path in tmp_path.glob("*/*.bmp"):  # of the same size, at another time
-        Image.new("L", (8, 8), 6).save(path)
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
-    assert (tmp_path / "a" / "0.bmp").stat().st_size == before.st_size
-    assert images(image_folder(str(tmp_path), image_size=8).train).unique().tolist() == [6]
+def a_folder(root: Path, count: int = 10) -> Path:
+    """Two classes of grey images."""
+    for value, name in enumerate(("a", "b")):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (8, 8), 5 * i + value).save(root / name / f"{i}.bmp")
+    return root
+
+
+def place_of(folder: Path) -> Path:
+    path = cache.place(image_folder(str(folder), image_size=8).train)
+    assert path is not None
+    return path
+
+
+def settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of change are trusted at once."""
+    monkeypatch.setattr(files, "SETTLED", 0)
+
+
+def change_a_byte(path: Path) -> None:
+    """Same size, same time of modification."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_the_same_images_elsewhere_are_found_again(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "one")
+    expected = place_of(folder)
+    shutil.copytree(folder, tmp_path / "two")
+    assert place_of(tmp_path / "two") == expected
+    for path in (tmp_path / "two").glob("*/*.bmp"):
+        os.utime(path, (1, 1))
+    assert place_of(tmp_path / "two") == expected
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_changed_byte_shows(
+    settled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = a_folder(tmp_path / "set")
+    if settled:
+        settle(monkeypatch)
+    before = images(image_folder(str(folder), image_size=8).train).clone()
+    time.sleep(0.05)  # longer than the clock of a file system takes for a step
+    for i in range(10):
+        change_a_byte(folder / "a" / f"{i}.bmp")
+    again = image_folder(str(folder), image_size=8).train
+    assert torch.equal(images(again), again.read_many(range(len(again))))
+    assert not torch.equal(images(again), before)
+
+
+def test_images_that_change_places_show(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "set")
+    expected = place_of(folder)
+    for i, j in ((0, "x"), (1, 0), ("x", 1)):
+        (folder / "a" / f"{i}.bmp").rename(folder / "a" / f"{j}.bmp")
+    assert place_of(folder) != expected
+
+
+def test_unchanged_files_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
+) -> None:
+    folder, hashed = a_folder(tmp_path / "set"), []
+    digest = files.ImageFiles.digest
+
+    def counted(self: files.ImageFiles, i: int) -> str:
+        hashed.append(i)
+        return digest(self, i)
+
+    monkeypatch.setattr(files.ImageFiles, "digest", counted)
+    expected = place_of(folder)
+    assert place_of(folder) == expected
+    assert len(hashed) == 32  # made just now: what is next might come in the same instant
+    settle(monkeypatch)
+    hashed.clear()
+    assert [place_of(folder), place_of(folder)] == [expected] * 2
+    assert len(hashed) == 16
+    (key,) = cache_folder.glob("*.key")
+    for damage in ("", "no name", "../../elsewhere"):
+        key.write_text(damage)
+        assert place_of(folder) == expected
+    assert len(hashed) == 64
+
+
+def test_a_file_that_changes_meanwhile_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
+) -> None:
+    """What was decoded is not what was hashed."""
+    folder = a_folder(tmp_path / "set")
+    source = image_folder(str(folder), image_size=8).train
+    decode = source.decode
+
+    def changing(i: int) -> Image.Image | Tensor:
+        if i == 5:
+            change_a_byte(folder / "b" / "3.bmp")
+        return decode(i)
+
+    source.decode = changing
+    with pytest.raises(ValueError, match="changed while they were decoded"):
+        images(source)
+    assert list(cache_folder.glob("*.pixels")) == []
+
+
+@pytest.mark.parametrize("kind", ["absent", "pipe"])
+def test_an_image_that_is_no_file_is_named(kind: str, tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "set")
+    source = image_folder(str(folder), image_size=8).train
+    path = folder / "a" / "4.bmp"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"4\.bmp.*missing or no regular file"):
+        images(source)

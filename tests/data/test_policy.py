@@ -159,17 +159,22 @@ def test_each_image_by_its_own_choice() -> None:
         assert torch.equal(alone[0], together[i])
 
 
-def test_choosing_before_or_after_the_change_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [(32, 32), (3, 50)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sorting_images_or_choosing_among_results_is_the_same(
+    channels: int, size: tuple[int, int]
+) -> None:
     """What a CPU computes, and what devices do that cannot count without waiting."""
-    images, operations = pictures(42, 3, (32, 32)), torch.arange(42) % 14
-    strength = torch.linspace(0.1, 0.9, 42)
-    fewer = apply(images, operations, strength)
+    images, operations = pictures(42, channels, size), torch.arange(42) % 14
+    before, strength = images.clone(), torch.linspace(0.1, 0.9, 42)
+    fewer = policies._sorted(images, operations, strength)
+    assert torch.equal(policies._all_ways(images, operations, strength), fewer)
+    assert torch.equal(images, before)
 
-    def all_of_them(chosen, change, images, *amounts):  # type: ignore[no-untyped-def]
-        return torch.where(chosen[:, None, None, None], change(images, *amounts), images)
 
-    monkeypatch.setattr(policies, "_where", all_of_them)
-    assert torch.equal(apply(images, operations, strength), fewer)
+def test_no_images_are_no_error() -> None:
+    none = torch.zeros(0, 3, 9, 9, dtype=torch.uint8)
+    assert apply(none, torch.zeros(0).long(), torch.zeros(0)).shape == none.shape
 
 
 def test_tiny_images_keep_their_sharpness() -> None:

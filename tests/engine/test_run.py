@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hybridvit import build, config
 from hybridvit.config import RunConfig
 from hybridvit.data.dataset import Dataset
+from hybridvit.data.splits import DecodedSplit
 from hybridvit.engine import checkpoint
 from hybridvit.engine import fit as fit_module
 from hybridvit.engine.fit import seed_step
@@ -317,3 +319,26 @@ def test_streaming_equals_resident(tmp_path: Path) -> None:
     ]
     one, two = (checkpoint.read_weights(r.path / "checkpoints" / "step-00000040") for r in runs)
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize(("resident", "decodings"), [("null", 1), ("false", 2)])
+def test_validation_and_test_images_are_decoded_once(
+    resident: str, decodings: int, tmp_path: Path, cache_folder: Path
+) -> None:
+    for value, name in enumerate(("a", "b")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.new("L", (8, 8), 5 * i + value).save(tmp_path / "set" / name / f"{i}.png")
+    images = f"data={{name: image_folder, args: {{root: {tmp_path / 'set'}, image_size: 8}}}}"
+    settings = load(images, f"data.resident={resident}", "data.workers=0")
+    session = Session(settings, build.make_parts([])[0], RunDirectory(tmp_path), show=False)
+    for split in (session.val_split, session.dataset.test):
+        assert isinstance(split, DecodedSplit)
+        decode, decoded = split.decode, []
+        split.decode = lambda i, decode=decode, seen=decoded: (seen.append(i), decode(i))[1]
+        first, again = (list(session.batches(split)) for _ in range(2))
+        assert len(decoded) == decodings * len(split)
+        for one, other in zip(first, again, strict=True):
+            assert torch.equal(one.images, other.images)
+        assert torch.equal(first[0].images[:, 0], split.read_many(range(len(split)))[:, 0] / 255)
+    assert len(list(cache_folder.glob("*.pixels"))) == (3 if decodings == 1 else 0)

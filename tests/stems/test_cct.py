@@ -30,7 +30,7 @@ def test_equals_a_loop_over_visible_positions(options: dict[str, Any], masked: b
     grid = (12 // stem.patch_px, 24 // stem.patch_px)
     visible = torch.rand(2, *grid) < (0.5 if masked else 1)
     x = sparse(images, visible)
-    kernel, pool, pool_stride = options["kernel"], stem.pool_kernel, stem.pool_stride
+    kernel, pool, pool_stride = options["kernel"], stem.pool.kernel_size, stem.pool.stride
     for conv in stem.convs:
         x = convolve(x, conv.weight, None, options["stride"], kernel // 2).map(F.relu)
         x = max_pool(x, pool, pool_stride, pool // 2)
