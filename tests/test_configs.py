@@ -27,7 +27,7 @@ from hybridvit.studies.status import study_name
 
 FILES = sorted(shipped_folder().rglob("*.yaml"))
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-STUDIES = sorted([*EXPERIMENTS.rglob("study.yaml"), *EXPERIMENTS.rglob("small.yaml")])
+STUDIES = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if "axes" in config.read_yaml(p))
 
 
 SCHEMA = (RunConfig, DataConfig, Augment, OptimConfig, TrainConfig, EvalConfig, PartConfig)

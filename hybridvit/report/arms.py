@@ -155,9 +155,10 @@ def _paired(
 def _stem_pairs(arms: Sequence[Arm], tuned: tuple[str, ...]) -> list[tuple[Arm, Arm]]:
     """(hybrid, pure) arms whose configs differ in the stem only, or in what they chose.
 
-    Arms without such a partner may be paired across training lengths, because a study that matches
-    FLOPs or seconds sets them by stem; a caveat then says so. So may arms that started from runs
-    with their own stem.
+    Arms without such a partner may be paired across training lengths with those of the same folder,
+    because a study that matches FLOPs or seconds sets them by stem; a caveat then says so. So may
+    arms that started from runs with their own stem. Of studies at several budgets each has its own
+    pairs.
     """
     pairs = _pairs_by(arms, leave_out=("stem", *tuned))
     paired = {id(arm) for pair in pairs for arm in pair}
@@ -165,7 +166,8 @@ def _stem_pairs(arms: Sequence[Arm], tuned: tuple[str, ...]) -> list[tuple[Arm, 
     return pairs + [
         (hybrid, pure)
         for hybrid, pure in _pairs_by(rest, leave_out=("stem", "init", *BUDGET, *tuned))
-        if _differing_axes(hybrid.first, pure.first) <= 1
+        if hybrid.first.path.parent == pure.first.path.parent
+        and _differing_axes(hybrid.first, pure.first) <= 1
     ]
 
 

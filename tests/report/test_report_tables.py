@@ -234,6 +234,20 @@ def test_runs_that_started_from_runs_of_their_seed_and_stem(tmp_path: Path) -> N
     ]
 
 
+def test_studies_at_several_budgets_have_pairs_of_their_own(tmp_path: Path) -> None:
+    for budget in (1, 4):
+        for stem, share in (("linear", 1.0), ("conv", 0.8)):  # as matched FLOPs make it
+            write_run(
+                tmp_path / f"study-{budget}",
+                stem,
+                results={"test/accuracy": 0.9},
+                config={"train": {"epochs": budget * share}},
+            )
+    pairs = [(c.arm.first, c.other.first) for c in compare(group(find_runs([tmp_path])))]
+    epochs = [tuple(run.config["train"]["epochs"] for run in pair) for pair in pairs]
+    assert sorted(epochs) == [(0.8, 1.0), (3.2, 4.0)]
+
+
 def test_pixel_baselines_have_their_own_rows(tmp_path: Path) -> None:
     write_pair(tmp_path)
     results = {"test/logistic_regression": 0.91, "test/knn": 0.97}
