@@ -6,13 +6,15 @@ import itertools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
 from hybridvit.report.runs import Run, part_name
 from hybridvit.studies.statistics import Difference, paired_difference, together
+
+Kind = Literal["stem", "baseline", "training"]
 
 # What a study may change to match the cost of two arms; see `_stem_pairs`.
 BUDGET = ("train.epochs", "train.steps", "train.images")
@@ -65,10 +67,11 @@ class Arm:
 class Comparison:
     """`arm` minus `other`, seed by seed.
 
-    "stem": hybrid minus pure. "training": trained minus untrained encoder of the same arm.
+    "stem": hybrid minus pure. "baseline": an arm minus what its study compares with. "training":
+    trained minus untrained encoder of the same arm.
     """
 
-    kind: Literal["stem", "training"]
+    kind: Kind
     arm: Arm
     other: Arm
     metric: str
@@ -97,21 +100,28 @@ def group(runs: Sequence[Run]) -> list[Arm]:
     return arms
 
 
-def compare(arms: Sequence[Arm], tuned: tuple[str, ...] = ()) -> list[Comparison]:
-    """Hybrid against pure stems first, then training against the untrained encoder.
+def compare(
+    arms: Sequence[Arm], tuned: tuple[str, ...] = (), baseline: Mapping[str, str] | None = None
+) -> list[Comparison]:
+    """Arms against the baseline, or hybrid against pure stems where there is none; then training
+    against the untrained encoder.
 
     All of them are claims of one page: their verdicts and intervals hold together.
 
     Args:
         tuned: config keys that each arm chose for itself, in which arms that are compared may
             differ.
+        baseline: values of axes; an arm is compared with the one that has these, and is like it
+            on all other axes.
     """
     found = []
-    for hybrid, pure in _stem_pairs(arms, tuned):
-        shared = [m for m in hybrid.metrics() if m in pure.metrics()]
+    kind: Kind = "baseline" if baseline else "stem"
+    pairs = _baseline_pairs(arms, baseline) if baseline else _stem_pairs(arms, tuned)
+    for arm, other in pairs:
+        shared = [m for m in arm.metrics() if m in other.metrics()]
         for metric in shared:
             found.append(
-                _paired("stem", hybrid, pure, metric, hybrid.values(metric), pure.values(metric))
+                _paired(kind, arm, other, metric, arm.values(metric), other.values(metric))
             )
     for arm in arms:
         if arm.is_supervised or arm.is_pixels:
@@ -140,7 +150,7 @@ def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def _paired(
-    kind: Literal["stem", "training"],
+    kind: Kind,
     arm: Arm,
     other: Arm,
     metric: str,
@@ -150,6 +160,19 @@ def _paired(
     seeds = tuple(sorted(a.keys() & b.keys()))
     alone = paired_difference([a[s] for s in seeds], [b[s] for s in seeds]) if seeds else None
     return Comparison(kind, arm, other, metric, seeds, alone, alone)
+
+
+def _baseline_pairs(arms: Sequence[Arm], baseline: Mapping[str, str]) -> list[tuple[Arm, Arm]]:
+    trained = [arm for arm in arms if not arm.is_pixels]
+    known = {_canonical(arm.first.arm): arm for arm in trained}
+    found = []
+    for arm in trained:
+        values = arm.first.arm
+        wanted = {**values, **{axis: v for axis, v in baseline.items() if axis in values}}
+        other = known.get(_canonical(wanted))
+        if other is not None and other is not arm:
+            found.append((arm, other))
+    return found
 
 
 def _stem_pairs(arms: Sequence[Arm], tuned: tuple[str, ...]) -> list[tuple[Arm, Arm]]:

@@ -111,7 +111,7 @@ def _absent(arms: Sequence[Arm], planned: Sequence[str]) -> Iterable[str]:
 def _unpaired_seeds(comparisons: Sequence[Comparison]) -> Iterable[str]:
     for c in comparisons:
         sides = [(c.arm.label, c.arm.values(c.metric))]
-        if c.kind == "stem":
+        if c.kind != "training":
             sides.append((c.other.label, c.other.values(c.metric)))
         else:
             sides.append((f"the untrained {c.arm.label}", c.arm.values(f"untrained/{c.metric}")))

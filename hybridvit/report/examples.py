@@ -57,7 +57,7 @@ def all_paired(comparisons: Sequence[Comparison]) -> list[Paired | None]:
 def paired(comparison: Comparison, read: Read = read_predictions) -> Paired | None:
     """None where a run does not have its predictions, or labels differ between runs."""
     key = comparison.metric
-    other_key = key if comparison.kind == "stem" else f"untrained/{key}"
+    other_key = key if comparison.kind != "training" else f"untrained/{key}"
     sides: list[list[Predictions]] = []
     for arm, wanted in ((comparison.arm, key), (comparison.other, other_key)):
         found = [_of(arm, seed, read) for seed in comparison.seeds]

@@ -158,7 +158,7 @@ class Report:
 
     @cached_property
     def _comparisons(self) -> list[Comparison]:
-        return compare(self.arms, tuning.keys(self.plan.tuning))
+        return compare(self.arms, tuning.keys(self.plan.tuning), self.plan.baseline)
 
     @cached_property
     def _pairs(self) -> list[examples.Paired | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Plan:
     smallest_difference: float | None = None  # of interest, in percentage points
     cells: tuple[str, ...] = ()  # names of the folders of its runs
     tuning: tuple[Choice, ...] = ()  # what arms chose on validation
+    baseline: dict[str, str] = field(default_factory=dict)  # the axes and values to compare with
 
 
 def find_study(path: Path) -> Study | None:
@@ -78,7 +79,13 @@ def _plan(folder: Path) -> Plan:
         # A name is that of a folder here, wherever a planted plan may point.
         tuple(Path(name).name for name in names if isinstance(name, str)),
         tuple(from_plain(content.get("tuning"))),
+        _texts(content.get("baseline")),
     )
+
+
+def _texts(value: Any) -> dict[str, str]:
+    items = value.items() if isinstance(value, dict) else ()
+    return {key: text for key, text in items if isinstance(text, str)}
 
 
 def _content(folder: Path) -> dict[str, Any]:

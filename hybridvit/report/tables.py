@@ -90,7 +90,10 @@ def in_words(comparison: Comparison) -> str:
     d, alone = comparison.difference, comparison.alone
     if d is None or alone is None:
         return "not compared: no seed has a result on both sides"
-    words = _stem_words(d) if comparison.kind == "stem" else _training_words(d)
+    if comparison.kind == "training":
+        words = _training_words(d)
+    else:
+        words = _words(d, "hybrid" if comparison.kind == "stem" else None)
     if alone.verdict != d.verdict:
         words += f"; by itself {points(alone)[1]}, which leaves out zero"
     elif 0 in (d.low, d.high):
@@ -100,32 +103,27 @@ def in_words(comparison: Comparison) -> str:
 
 def subject(comparison: Comparison) -> str:
     """What is compared, in words."""
-    if comparison.kind == "stem":
+    if comparison.kind != "training":
         return f"{comparison.arm.label} against {comparison.other.label}, {comparison.metric}"
     return f"{comparison.arm.label} against its untrained encoder, {comparison.metric}"
 
 
 def headline(comparisons: Sequence[Comparison]) -> list[str]:
-    """The comparisons counted by verdict: one sentence on stems, one on training."""
+    """The comparisons counted by verdict: one sentence on arms, one on training."""
     sentences = []
-    stems = [c.difference.verdict for c in comparisons if c.kind == "stem" and c.difference]
-    if stems:
-        parts = [
-            f"{words} in {stems.count(verdict)}"
-            for verdict, words in (
-                ("better", "hybrid is better"),
-                ("worse", "hybrid is worse"),
-                ("not distinguishable", "the two are not distinguishable"),
-                ("no interval", "there are too few seeds for an interval"),
-                ("no spread", "there is no spread over seeds, hence no interval,"),
-            )
-            if verdict in stems
-        ]
-        sentences.append(f"Hybrid against pure stem, {_plural(len(stems))}: {', '.join(parts)}.")
+    arms = [c for c in comparisons if c.kind != "training" and c.difference]
+    if arms:
+        others = {c.other.label for c in arms}
+        if arms[0].kind == "stem":
+            lead, who = "Hybrid against pure stem", "hybrid"
+        else:
+            lead = f"Against {others.pop()}" if len(others) == 1 else "Against their baselines"
+            who = "the other arm"
+        sentences.append(f"{lead}, {_plural(len(arms))}: {_counted(arms, who)}.")
     else:
         sentences.append(
-            "No two arms with results differ in a pure against a hybrid stem alone, "
-            "so nothing here says which is better."
+            "No arms differ in a pure against a hybrid stem alone, and no baseline is named: "
+            "nothing here says which is better."
         )
     trainings = [c.difference.verdict for c in comparisons if c.kind == "training" and c.difference]
     if trainings:
@@ -134,6 +132,21 @@ def headline(comparisons: Sequence[Comparison]) -> list[str]:
             f"shown to help in {trainings.count('better')}."
         )
     return sentences
+
+
+def _counted(comparisons: Sequence[Comparison], who: str) -> str:
+    verdicts = [c.difference.verdict for c in comparisons if c.difference]
+    return ", ".join(
+        f"{words} in {verdicts.count(verdict)}"
+        for verdict, words in (
+            ("better", f"{who} is better"),
+            ("worse", f"{who} is worse"),
+            ("not distinguishable", "the two are not distinguishable"),
+            ("no interval", "there are too few seeds for an interval"),
+            ("no spread", "there is no spread over seeds, hence no interval,"),
+        )
+        if verdict in verdicts
+    )
 
 
 def not_beaten(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -206,15 +219,17 @@ def _spread(arm: Arm, metric: str) -> Spread | None:
     return Spread(*mean_std(values), len(values)) if values else None
 
 
-def _stem_words(d: Difference) -> str:
+def _words(d: Difference, name: str | None) -> str:
+    """Of one arm against another; `name` is what the first is called, if anything."""
     size, interval = points(d)
+    difference = f"{name} {size}" if name else size
     if d.verdict in ("better", "worse"):
-        return f"hybrid is {d.verdict} by {size.lstrip('+-')} points {interval}, n = {d.n}"
+        return f"{name or 'it'} is {d.verdict} by {size.lstrip('+-')} points {interval}, n = {d.n}"
     if d.verdict == "not distinguishable":
-        return f"not distinguishable at n = {d.n} (hybrid {size} points {interval})"
+        return f"not distinguishable at n = {d.n} ({difference} points {interval})"
     if d.verdict == "no interval":
-        return f"no interval below three seeds (hybrid {size} points, n = {d.n})"
-    return f"hybrid {size} points at every one of {d.n} seeds: no spread, hence no interval"
+        return f"no interval below three seeds ({difference} points, n = {d.n})"
+    return f"{difference} points at every one of {d.n} seeds: no spread, hence no interval"
 
 
 def _training_words(d: Difference) -> str:

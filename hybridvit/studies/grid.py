@@ -29,6 +29,7 @@ KEYS: dict[str, Any] = {
     "axes": dict[str, Any],
     "include": list[dict[str, Any]],
     "exclude": list[dict[str, Any]],
+    "baseline": dict[str, Any],
     "seeds": list[int],
     "match": Match,
     "tune": dict[str, list[Any]],
@@ -79,6 +80,7 @@ class Study:
         threads: per cell; as many cells run at once as the cores allow.
         match: the cost that is equal in all arms; none: whatever their configs say.
         smallest_difference: between arms that would matter, in percentage points, for the report.
+        baseline: the value of some axes that arms with others are compared with, for the report.
         stages: names of the parts of each chain of cells; none where a cell is a chain.
         tune: candidates of each key of which every arm chooses on validation.
     """
@@ -93,6 +95,7 @@ class Study:
     smallest_difference: float | None = None
     stages: tuple[str, ...] = ()
     tune: dict[str, list[Any]] = field(default_factory=dict)
+    baseline: dict[str, str] = field(default_factory=dict)
 
     def arms(self) -> list[list[Cell]]:
         """Cells that differ in their seed only, arm by arm, in the order of the file."""
@@ -148,6 +151,7 @@ def read_study(path: Path, overrides: list[str], seeds: int | None = None) -> St
         content.get("smallest_difference"),
         tuple(content.get("stages", {})),
         content.get("tune", {}),
+        {axis: str(value) for axis, value in content.get("baseline", {}).items()},
     )
 
 
@@ -275,6 +279,7 @@ def _check(content: dict[str, Any], path: Path) -> None:
     for key in ("include", "exclude"):
         for condition in content.get(key, []):
             _check_condition(condition, content["axes"], f"{path}: {key}")
+    _check_baseline(content, path)
 
 
 def _check_numbers(content: dict[str, Any], path: Path) -> None:
@@ -346,6 +351,16 @@ def _check_untuned(layer: Any, content: dict[str, Any], where: str, path: Path) 
             raise ValueError(
                 f"{path}: {key} is tuned, and {where} sets it, too; take it out of one of them"
             )
+
+
+def _check_baseline(content: dict[str, Any], path: Path) -> None:
+    baseline = content.get("baseline", {})
+    for axis, value in baseline.items():
+        if isinstance(value, dict | list):
+            raise ValueError(f"{path}: baseline: {axis}={value!r} should be one value of the axis")
+    _check_condition(baseline, content["axes"], f"{path}: baseline")
+    if baseline and not any(_meets(arm, baseline) for arm in _arms(content)):
+        raise ValueError(f"{path}: baseline={baseline} is no arm that include and exclude leave")
 
 
 def _check_condition(condition: dict[str, Any], axes: dict[str, Any], where: str) -> None:

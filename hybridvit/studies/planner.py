@@ -75,6 +75,7 @@ def _write(study: Study, arms: Sequence[Arm], kept: dict[str, Facts], out: Path)
         "question": study.question,
         "match": study.match,
         "smallest_difference": study.smallest_difference,
+        "baseline": study.baseline,
         "arms": budgets,
         **planned(study, kept_choices(study, out)),
         "measured": {key: dataclasses.asdict(facts) for key, facts in kept.items()},

@@ -17,6 +17,7 @@ from hybridvit.report.page import Report, without_empty_columns
 from hybridvit.report.predictions import read_predictions
 from hybridvit.report.runs import read_run
 from hybridvit.report.study import Plan, read_plan
+from hybridvit.report.tables import headline, in_words
 
 PURE = [0.900, 0.909, 0.904]
 HYBRID = [0.920, 0.930, 0.928]  # 2.0, 2.1, 2.4 points more: sd 0.2082
@@ -118,8 +119,10 @@ def test_plans_are_read_with_care(tmp_path: Path) -> None:
     text = write_report(runs, tmp_path / "out", title="t").read_text("utf-8")
     assert "seeds for 0.5 points" in text
     assert "seeds for 0.5 points" in (tmp_path / "out" / "report.md").read_text("utf-8")
+    path.write_text('{"schema": 1, "baseline": {"stem": "linear", "lr": 3, "x": ["y"]}}')
+    assert read_plan(runs) == Plan(baseline={"stem": "linear"})
     for bad in (
-        '{"schema": 1, "smallest_difference": -1, "match": [1]}',
+        '{"schema": 1, "smallest_difference": -1, "match": [1], "baseline": "stem"}',
         "[",
         "{}",
         '{"schema":9}',
@@ -128,6 +131,36 @@ def test_plans_are_read_with_care(tmp_path: Path) -> None:
         assert read_plan(runs) == Plan()
     other = write_run(tmp_path / "other", seed=9)
     assert read_plan([*runs, read_run(other)]) == Plan()  # of no single study
+
+
+def test_arms_are_compared_with_the_baseline_that_is_like_them(tmp_path: Path) -> None:
+    values: dict[tuple[str, str], list[float]] = {
+        (kind, at): [0.5 + 0.1 * i + 0.01 * seed * (i + 1) for seed in range(3)]
+        for i, (kind, at) in enumerate(
+            [("none", "one"), ("learned", "one"), ("none", "all"), ("learned", "all")]
+        )
+    }
+    for (kind, at), accuracies in values.items():
+        for seed, accuracy in enumerate(accuracies):
+            write_run(
+                tmp_path, seed=seed, results={"test/accuracy": accuracy},
+                folder=f"{kind}-{at}-{seed}", record={"arm": {"kind": kind, "at": at}},
+                config={"encoder": {"args": {"kind": kind, "at": at}}},
+            )  # fmt: skip
+    arms = group(find_runs([tmp_path]))
+    assert compare(arms) == []  # all have the same stem
+    found = {(c.arm.label, c.other.label): c for c in compare(arms, baseline={"kind": "none"})}
+    assert set(found) == {(f"learned / {at}", f"none / {at}") for at in ("one", "all")}
+    for (left, right), c in found.items():
+        a, b = (values[tuple(label.split(" / "))] for label in (left, right))  # type: ignore[index]
+        assert c.alone is not None
+        t = stats.ttest_rel(a, b).confidence_interval()
+        assert (c.alone.low, c.alone.high) == pytest.approx((t.low, t.high))
+        assert not in_words(c).startswith("hybrid")
+    whole = compare(arms, baseline={"kind": "none", "at": "one"})
+    assert [c.other.label for c in whole] == ["none / one"] * 3
+    assert headline(whole)[0].startswith("Against none / one, 3 comparisons: ")
+    assert headline(list(found.values()))[0].startswith("Against their baselines, 2 comparisons: ")
 
 
 def test_example_interval_is_paired_over_images_and_seeds(tmp_path: Path) -> None:

@@ -264,6 +264,10 @@ def test_constraints_leave_the_arms_that_meet_them(
         ("exclude: {stem: linear}", "should be list"),
         ("match: time", "match='time' should be Literal"),
         ("smallest_difference: -1", "should be points above 0"),
+        ("baseline: {stm: linear}", "baseline: no axis 'stm', did you mean 'stem'?"),
+        ("baseline: {stem: corse}", "no value 'corse', did you mean 'coarse'?"),
+        ("baseline: {stem: [linear, coarse]}", "should be one value of the axis"),
+        ("baseline: {stem: linear}\nexclude: [{stem: linear}]", "is no arm that"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:

@@ -147,6 +147,20 @@ def test_stages_have_budgets_of_their_own(tmp_path: Path) -> None:
         plan(read(tmp_path / "t", "epochs", other, over=SMALL), tmp_path / "out2")
 
 
+def test_the_baseline_goes_from_the_study_to_the_report(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    study = plan(read(tmp_path / "s", "epochs", f"{STUDY}baseline: {{stem: linear}}\n"), out)
+    for cell in study.cells:
+        write_run(
+            out, cell.arm["stem"], results={"test/accuracy": 0.5}, folder=cell.name,
+            record={"arm": cell.arm},
+        )  # fmt: skip
+    report = Report(find_runs([out]), out)
+    assert report.plan.baseline == {"stem": "linear"}
+    assert all(subject.split(", ")[0].endswith("against linear") for subject, _ in report.verdicts)
+    assert len(report.verdicts) == len(study.arms()) - 1
+
+
 def test_the_difference_of_interest_goes_from_the_study_to_the_report(tmp_path: Path) -> None:
     out = tmp_path / "out"
     study = plan(read(tmp_path / "s", "epochs", f"{STUDY}smallest_difference: 0.5\n"), out)
