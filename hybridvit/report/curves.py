@@ -94,7 +94,7 @@ def _curve(
 
 
 def _in_words(arm: Arm, seeds: Sequence[Series], axis: str) -> str:
-    """Where an arm's curves begin and end, as means over its seeds; once where that is one point."""
+    """Where an arm's curves begin and end, as means over its seeds; once if at one point."""
     first, last = (fmean(ys[k] for _, ys in seeds) for k in (0, -1))
     start, end = (fmean(xs[k] for xs, _ in seeds) for k in (0, -1))
     course = f"{first:.3g} at {axis} {start:.3g}"
