@@ -261,6 +261,8 @@ def settings(run: Run) -> dict[str, Any]:
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict) or not node:
+        if isinstance(node, float) and node.is_integer():
+            return {prefix: int(node)}  # 1 and 1.0 are the same setting
         return {prefix: node}
     flat: dict[str, Any] = {}
     for key, value in node.items():

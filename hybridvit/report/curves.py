@@ -94,13 +94,13 @@ def _curve(
 
 
 def _in_words(arm: Arm, seeds: Sequence[Series], axis: str) -> str:
-    """Where an arm's curves begin and end, as means over its seeds."""
+    """Where an arm's curves begin and end, as means over its seeds; once if at one point."""
     first, last = (fmean(ys[k] for _, ys in seeds) for k in (0, -1))
     start, end = (fmean(xs[k] for xs, _ in seeds) for k in (0, -1))
-    return (
-        f"{arm.label}: from {first:.3g} at {axis} {start:.3g} to {last:.3g} at {end:.3g} "
-        f"(mean of n = {len(seeds)})."
-    )
+    course = f"{first:.3g} at {axis} {start:.3g}"
+    if any(len(xs) > 1 for xs, _ in seeds):
+        course = f"from {course} to {last:.3g} at {end:.3g}"
+    return f"{arm.label}: {course} (mean of n = {len(seeds)})."
 
 
 def _joined(seeds: Iterable[Series]) -> tuple[list[float | None], list[float | None]]:

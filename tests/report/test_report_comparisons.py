@@ -304,3 +304,17 @@ def test_predictions_outside_the_run_are_not_read(tmp_path: Path) -> None:
     path.rename(outside)
     path.symlink_to(outside)
     assert read_predictions(comparison.arm.runs[0]) is None
+
+
+def test_a_whole_number_is_the_same_setting_with_and_without_a_point(tmp_path: Path) -> None:
+    for stem, epochs in (("linear", 4), ("conv", 4.0)):
+        for seed in range(3):
+            write_run(
+                tmp_path,
+                stem,
+                seed=seed,
+                results={"test/accuracy": PURE[seed]},
+                config={"train": {"epochs": epochs}},
+            )
+    (cells,) = lines_of(tmp_path, None)
+    assert cells[-1] == "stem"

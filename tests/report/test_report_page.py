@@ -139,6 +139,15 @@ def test_every_seed_is_in_the_plots(hostile_page: Path) -> None:
     assert "plot-validation--val-accuracy" in plots
 
 
+def test_a_curve_of_one_point_has_no_course(tmp_path: Path) -> None:
+    metrics = [{"step": 10, "epoch": 6, "val/accuracy": 0.775}]
+    for seed in range(2):
+        write_run(tmp_path, "linear", seed=seed, results={"test/accuracy": 0.77}, metrics=metrics)
+    page = write_report(find_runs([tmp_path]), tmp_path / "report", title="t")
+    text = page.with_name("report.md").read_text("utf-8")
+    assert "linear / supervised: 77.5 at epoch 6 (mean of n = 2)." in text
+
+
 def test_provenance_names_every_run(hostile_page: Path) -> None:
     root = hostile_page.parent.parent
     text = html.unescape(hostile_page.read_text("utf-8"))
