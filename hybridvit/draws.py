@@ -16,6 +16,7 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_KEY = 31 * pow(_GOLDEN, -1, 2**64) % 2**64  # _KEY * _GOLDEN = 31 modulo 2^64; below 2^63
 
 
 def stream(name: str) -> int:
@@ -29,7 +30,10 @@ def fold(key: Tensor, value: Tensor | int) -> Tensor:
         # As Python's integer: a tensor of it would have to be copied to the device.
         step = (value + 1) * _GOLDEN % 2**64
         return _mix(key * 31 + (step - 2**64 if step >= 2**63 else step))
-    return _mix(key * 31 + (value + 1) * _GOLDEN)
+    # That is key * 31 + (value + 1) * _GOLDEN. Values may be an arange, which torch.compile would
+    # multiply as an index, in signed arithmetic: an overflow is undefined there, and g++ then
+    # writes past the end.
+    return _mix((key * _KEY + value + 1) * _GOLDEN)
 
 
 def image_keys(seed: int, epoch: Tensor, index: Tensor) -> Tensor:

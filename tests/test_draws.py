@@ -1,9 +1,13 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from hybridvit import draws
+from hybridvit.engine.compile import compiler
 
 MASK = (1 << 64) - 1
 
@@ -71,3 +75,20 @@ def test_permutations_are_permutations_and_uniform() -> None:
     codes = (order * torch.tensor([9, 3, 1])).sum(dim=1).unique(return_counts=True)[1]
     assert len(codes) == 6
     assert stats.chisquare(codes.numpy()).pvalue > 1e-4
+
+
+COMPILED = """
+import torch
+from hybridvit import draws
+compiled = torch.compile(draws.permutation)
+for i in range(100):  # what is written past an end shows in the allocations after it
+    key = torch.arange(32) * 7919 + i
+    assert torch.equal(compiled(key, 1, 196), draws.permutation(key, 1, 196))
+    [torch.empty(size) for size in range(200)]
+"""
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler, which torch needs on a CPU")
+def test_compiled_draws_are_equal_and_stay_within_their_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

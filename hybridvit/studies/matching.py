@@ -136,7 +136,10 @@ def with_arms(study: Study, arms: Sequence[Arm]) -> Study:
 
 
 def with_steps(config: RunConfig, steps: int, images: int) -> RunConfig:
-    """A config whose epochs, with as few digits as do, are `steps` steps on `images` images."""
+    """A config whose epochs, with as few digits as do, are `steps` steps on `images` images; the
+    same one where its own are, so that a run of another study serves."""
+    if total_steps(config, images) == steps:
+        return config
     exact = steps * config.train.batch_size / images
     for digits in range(17):
         train = dataclasses.replace(config.train, epochs=round(exact, digits) or exact)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from two_stems import FACTS, STUDY, read
 
-from hybridvit.config import RunConfig
+from hybridvit.config import RunConfig, TrainConfig, config_hash
 from hybridvit.engine.fit import total_steps
 from hybridvit.studies import matching
 from hybridvit.studies.grid import read_study
@@ -50,9 +50,17 @@ def test_what_cannot_be_matched_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_config_of_as_many_steps_stays_the_run_that_it_was() -> None:
+    config = RunConfig(train=TrainConfig(epochs=3))  # as a file has it: an integer
+    steps = total_steps(config, 1000)
+    assert config_hash(matching.with_steps(config, steps, 1000)) == config_hash(config)
+    assert config_hash(matching.with_steps(config, steps + 8, 1000)) != config_hash(config)
+
+
 @pytest.mark.parametrize("steps", [1, 7, 605, 123_457, 10**7 + 1])
 def test_epochs_with_few_digits_are_the_steps_asked_for(steps: int) -> None:
+    never = RunConfig(train=TrainConfig(epochs=1e12))  # has other steps
     for images in (1, 647, 1294, 50_000, 1_281_167):
-        config = matching.with_steps(RunConfig(), steps, images)
+        config = matching.with_steps(never, steps, images)
         assert total_steps(config, images) == steps
         assert config.train.epochs == pytest.approx(steps * 128 / images, rel=0.5)
