@@ -75,7 +75,7 @@ def inputs(job: Input, overrides: list[str]) -> Turns:
 def normalised(steps: Steps) -> Iterator[Tensor]:
     """The images of training batches as they enter a stem."""
     model = steps.session.objective.model
-    return ((batch.images - model.mean) / model.std for batch in steps.batches)
+    return ((batch.images - model.mean).div_(model.std) for batch in steps.batches)
 
 
 def input_config(job: Input, overrides: list[str]) -> RunConfig:

@@ -359,7 +359,7 @@ class HybridViT(nn.Module):
                 patch-local stem computes no others: it is given the kept patches side by side, as
                 one image of 1 x K patches.
         """
-        normalised = (images - self.mean) / self.std
+        normalised = (images - self.mean).div_(self.std)
         if keep is None:
             tokens: Tokens = self.stem(laid_out(normalised, self.stem), visible)
             return tokens
