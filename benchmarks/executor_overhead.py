@@ -5,7 +5,7 @@ Three ways, in turn, of running the same few cells of the digits, one at a time:
 - loop: a process for each, forked from the same server and waited for, and nothing else;
 - commands: `hybridvit train` for each, as one would in a shell.
 
-Run it alone on a machine, and add what it prints to benchmarks/results/executor-overhead.jsonl.
+Run it alone on a machine, and add what it prints to benchmarks/executor_overhead.jsonl.
 """
 
 from __future__ import annotations
