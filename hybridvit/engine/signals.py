@@ -32,7 +32,7 @@ def blamed(signals: list[str]) -> Iterator[None]:
     ends the compilers that torch has started, and torch then raises an error of theirs."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # raised again, as an error or as the signal's doing
         if signals:
             raise KeyboardInterrupt from error
         raise

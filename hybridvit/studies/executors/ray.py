@@ -144,7 +144,7 @@ def _enter(pickled: bytes, folder: str, environment: dict[str, str]) -> int:
         return 128 + signal.SIGINT
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except Exception:  # whatever a job raises, it has ended by itself
+    except Exception:  # printed into the job's log, and its code says that it failed
         traceback.print_exc()
         return 1
     return 0
