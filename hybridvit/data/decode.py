@@ -1,8 +1,9 @@
 """Decoders of image files; the one that a run uses is part of its record.
 
 JPEGs of twice the size that is asked for, or more, are decoded at a smaller scale, by the inverse
-cosine transform itself. Both decoders are built on libjpeg-turbo and mostly give equal pixels.
-torchvision's is not used: its releases from 0.29 on announce its removal.
+cosine transform itself. All decoders are built on libjpeg-turbo and mostly give equal pixels.
+torchvision's cannot scale, and leaves such images to Pillow; its releases from 0.29 on announce its
+removal, so that it may be missing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from hybridvit.data.files import open_image, unreadable
 if TYPE_CHECKING:
     from PIL import Image
 
-Decoder = Literal["pil", "simplejpeg"]
-Choice = Literal["pil", "simplejpeg", "fastest"]
+Decoder = Literal["simplejpeg", "torchvision", "pil"]  # the fastest one first
+Choice = Literal["simplejpeg", "torchvision", "pil", "fastest"]
 
 
 def choose(choice: Choice) -> Decoder:
@@ -34,13 +35,12 @@ def choose(choice: Choice) -> Decoder:
         raise ValueError(
             f"decoder={choice!r} should be one of {', '.join(get_args(Choice))} (data.args.decoder)"
         )
-    installed = find_spec("simplejpeg") is not None
     if choice == "fastest":
-        return "simplejpeg" if installed else "pil"
-    if choice == "simplejpeg" and not installed:
+        return next(decoder for decoder in get_args(Decoder) if _is_installed(decoder))
+    if not _is_installed(choice):
         raise ValueError(
-            "decoder='simplejpeg' is not installed: pip install 'hybridvit[jpeg]', or set "
-            "data.args.decoder=pil"
+            f"decoder={choice!r} is not installed; set data.args.decoder=fastest for what is, or "
+            "pip install 'hybridvit[jpeg]' for simplejpeg, the fastest of all"
         )
     return choice
 
@@ -61,10 +61,14 @@ def decode(
     with open_image(path) as image:  # closes the file; the pixels stay
         is_jpeg = image.format == "JPEG"
         try:
-            if decoder == "simplejpeg" and is_jpeg and image.mode in ("L", "RGB"):
+            is_plain = is_jpeg and image.mode in ("L", "RGB")
+            if is_plain and decoder == "simplejpeg":
                 return _simplejpeg(path, size, channels)
+            whole = image.size
             if is_jpeg:
                 image.draft(None, (size[1], size[0]))
+            if is_plain and decoder == "torchvision" and image.size == whole:
+                return _torchvision(path, channels)
             image.load()
         except Exception as error:  # a damaged file makes decoders raise anything
             raise unreadable(path, error) from None
@@ -82,3 +86,20 @@ def _simplejpeg(path: str, size: tuple[int, int], channels: int) -> Tensor:
             min_factor=2,  # 5/8 and 7/8 are slower than the whole, and rougher
         )
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _torchvision(path: str, channels: int) -> Tensor:
+    from torchvision.io import decode_jpeg, read_file
+
+    pixels: Tensor = decode_jpeg(read_file(path), "GRAY" if channels == 1 else "RGB")
+    return pixels
+
+
+def _is_installed(decoder: Decoder) -> bool:
+    if decoder == "torchvision":
+        try:
+            from torchvision.io import decode_jpeg  # noqa: F401
+        except ImportError:
+            return False
+        return hasattr(torch.ops.image, "decode_jpeg")  # it may be built without
+    return decoder == "pil" or find_spec(decoder) is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision  # noqa: F401  (loads its operators)
 from PIL import Image
 from torch import Tensor
 
@@ -17,13 +18,25 @@ from hybridvit.data.decode import Decoder, choose, decode, record
 from hybridvit.data.folders import image_folder
 from hybridvit.data.splits import DecodedSplit, cover
 
+
+def is_missing(decoder: str) -> bool:
+    if decoder == "torchvision":
+        return not hasattr(torch.ops.image, "decode_jpeg")
+    return importlib.util.find_spec(decoder) is None
+
+
+# A release of torchvision that has decoders announces their removal.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The image decoding and encoding capabilities:DeprecationWarning"
+)
 DECODERS = [
     "pil",
-    pytest.param(
-        "simplejpeg",
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec("simplejpeg") is None, reason="the extra jpeg is not installed"
-        ),
+    *(
+        pytest.param(
+            decoder,
+            marks=pytest.mark.skipif(is_missing(decoder), reason=f"no decoder of {decoder} here"),
+        )
+        for decoder in ("simplejpeg", "torchvision")
     ),
 ]
 
@@ -111,11 +124,29 @@ def test_a_set_says_which_decoder_reads_it(tmp_path: Path, decoder: Decoder) -> 
 
 
 def test_the_fastest_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "find_spec", lambda name: name)
-    assert choose("fastest") == choose("simplejpeg") == "simplejpeg"
-    monkeypatch.setattr(decoding, "find_spec", lambda name: None)
-    assert choose("fastest") == choose("pil") == "pil"
-    with pytest.raises(ValueError, match=r"decoder='simplejpeg' is not installed: pip install"):
-        choose("simplejpeg")
-    with pytest.raises(ValueError, match="decoder='cv2' should be one of pil, simplejpeg, fastest"):
+    installed: set[str] = set()
+    monkeypatch.setattr(decoding, "_is_installed", installed.__contains__)
+    for decoder in ("pil", "torchvision", "simplejpeg"):
+        if decoder != "pil":
+            expected = rf"decoder='{decoder}' is not installed; set .*=fastest .* pip install"
+            with pytest.raises(ValueError, match=expected):
+                choose(decoder)
+        installed.add(decoder)
+        assert choose("fastest") == choose(decoder) == decoder
+    with pytest.raises(ValueError, match="decoder='cv2' should be one of simplejpeg, torchvision"):
         choose("cv2")
+
+
+@pytest.mark.skipif(is_missing("torchvision"), reason="no decoder of torchvision here")
+def test_a_torchvision_that_lost_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decoding._is_installed("torchvision")
+    monkeypatch.delattr("torchvision.io.decode_jpeg")
+    assert not decoding._is_installed("torchvision")
+
+
+@pytest.mark.parametrize("decoder", DECODERS[1:])
+def test_decoders_give_equal_pixels(tmp_path: Path, decoder: Decoder) -> None:
+    for mode, channels in (("RGB", 3), ("L", 1)):
+        photo(tmp_path / "a.jpg", (121, 83), mode)
+        pillows = pixels(tmp_path / "a.jpg", "pil", (83, 121), channels)
+        assert torch.equal(pixels(tmp_path / "a.jpg", decoder, (83, 121), channels), pillows)
