@@ -14,10 +14,12 @@ from torch import Tensor
 
 ATTEMPTS = 10  # at a box that fits, as in torchvision
 DRAWS = 2 * ATTEMPTS + 2  # uniforms that a box takes: area and aspect of each attempt, its place
-# Weights are integers that add up to about this. With 8 bits of a pixel every sum is then exact in
-# float32, so that no order of summing, no batch size and no device changes a pixel.
-WEIGHT = 2**15
-IN_CACHE = 2**17  # pixels that a CPU scales at a time: as floats they should stay in its cache
+# Weights are multiples of this that add up to about 1. With 8 bits of a pixel every sum is then
+# exact in float32, so that no order of summing, no batch size and no device changes a pixel.
+UNIT = 2**-15
+# Added to a float32 in [0, 2^22), it leaves the nearest integer in the last bits, or the even one.
+ROUNDING = 1.5 * 2**23
+IN_CACHE = 2**18  # pixels that a CPU scales at a time: as floats they should stay in its cache
 
 
 class Boxes(NamedTuple):
@@ -78,12 +80,16 @@ def resize(images: Tensor, boxes: Boxes, size: tuple[int, int], flipped: Tensor)
     the part is mirrored left to right.
     """
     height, width = images.shape[2:]
-    rows = _weights(boxes.top, boxes.height, height, size[0])  # (B, h, H)
-    columns = _weights(boxes.left, boxes.width, width, size[1], flipped)  # (B, w, W)
+    scaled = images.new_empty(*images.shape[:2], *size)
     on_cpu = images.device.type == "cpu"
     count = max(1, IN_CACHE // (height * width) if on_cpu else len(images))
-    parts = zip(*(each.split(count) for each in (images, rows, columns)), strict=True)
-    return torch.cat([_scaled(*part) for part in parts])
+    for start in range(0, len(images), count):
+        part = slice(start, start + count)
+        box = Boxes(*(side[part] for side in boxes))
+        rows = _weights(box.top, box.height, height, size[0])  # (b, h, H)
+        columns = _weights(box.left, box.width, width, size[1], flipped[part])  # (b, w, W)
+        _scale(images[part], rows, columns, scaled[part])
+    return scaled
 
 
 def as_bytes(values: Tensor) -> Tensor:
@@ -130,37 +136,32 @@ def _place(
 def _weights(
     start: Tensor, length: Tensor, pixels: int, count: int, flipped: Tensor | None = None
 ) -> Tensor:
-    """(B, count, pixels) integer weights, as floats, of the pixels in [start, start + length).
+    """(B, count, pixels) weights, multiples of `UNIT`, of the pixels in [start, start + length).
 
     Triangles around the centres of `count` equal parts, one pixel or one part wide to each side,
     whichever is more. Where `flipped`, (B,), the parts are counted from the end.
     """
     step = (length.float() / count)[:, None]  # (B, 1)
-    centre = step * (torch.arange(count, device=start.device) + 0.5)  # (B, count)
+    reach = step.clamp_min(1)
+    centre = step * (torch.arange(count, device=start.device) + 0.5) / reach  # (B, count)
     if flipped is not None:
         centre = torch.where(flipped[:, None], centre.flip(1), centre)
     place = torch.arange(pixels, device=start.device) - start[:, None]  # (B, pixels)
     within = (place >= 0) & (place < length[:, None])
-    place = torch.where(within, place + 0.5, math.inf)
+    place = torch.where(within, (place + 0.5) / reach, math.inf)
     distance = (place[:, None] - centre[:, :, None]).abs_()
-    weights = distance.div_(step.clamp_min(1)[:, :, None]).neg_().add_(1).clamp_min_(0)
+    negative = distance.sub_(1).clamp_max_(0)
     # In float64, so that the order of summing does not show.
-    total = weights.sum(2, keepdim=True, dtype=torch.float64)
-    return weights.mul_((WEIGHT / total).float()).round_()
+    total = negative.sum(2, keepdim=True, dtype=torch.float64)
+    return negative.mul_((1 / (UNIT * total)).float()).round_().mul_(UNIT)
 
 
-def _scaled(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Images (B, C, H, W) by their weights (B, h, H) and (B, w, W), (B, C, h, w) uint8."""
-    channels, height = images.shape[1:3]
+def _scale(images: Tensor, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+    """Images (B, C, H, W) by their weights (B, h, H) and (B, w, W) into (B, C, h, w) uint8."""
+    count, channels, height, width = images.shape
     # Channels are side by side, so that a product has all of them at once.
-    pixels = images.transpose(1, 2).contiguous().float().flatten(1, 2)  # (B, H C, W)
-    pixels = _rounded(torch.bmm(pixels, columns.mT))
-    pixels = pixels.view(-1, height, channels * columns.shape[1])
-    pixels = _rounded(torch.bmm(rows, pixels))  # (B, h, C w)
-    scaled: Tensor = as_bytes(pixels).unflatten(2, (channels, -1))
-    return scaled.transpose(1, 2).contiguous()
-
-
-def _rounded(sums: Tensor) -> Tensor:
-    """Weighted sums as whole grey values; overwrites those given."""
-    return sums.mul_(1 / WEIGHT).round_()
+    pixels = rows.new_empty(count, height, channels, width).copy_(images.transpose(1, 2))
+    pixels = torch.bmm(pixels.flatten(1, 2), columns.mT).round_()  # (B, H C, w)
+    pixels = torch.bmm(rows, pixels.view(count, height, -1))  # (B, h, C w)
+    whole = pixels.add_(ROUNDING).view(torch.int32).unflatten(2, (channels, -1))
+    out.copy_(whole.transpose(1, 2))  # the last byte of each

@@ -23,7 +23,7 @@ from hybridvit.data.splits import Split
 ORDER = draws.stream("data.order")
 # Pixels of resident images that are augmented together, of several batches where these are small:
 # what it costs to call so many small operations is then shared.
-TOGETHER = 2**20
+TOGETHER = 2**21
 
 
 def order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:

@@ -129,9 +129,10 @@ def _moved(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     row = (_flat(cos) * y + _flat(sin + shear_y) * x).add_(_flat(down))  # (B, H, W)
     column = (_flat(cos) * x + _flat(shear_x - sin) * y).add_(_flat(right))
     # What lies outside is taken from a black frame of one pixel.
-    row, column = row.round_().clamp_(-1, height).int(), column.round_().clamp_(-1, width).int()
-    source = row.add_(1).mul_(width + 2).add_(column).add_(1).long().flatten(1)  # (B, H W)
+    row, column = row.round_().clamp_(-1, height), column.round_().clamp_(-1, width)
     framed = F.pad(images, (1, 1, 1, 1)).flatten(2)
+    first = width + 3  # place of the upper left pixel in the frame
+    source = column.add_(row, alpha=width + 2).add_(first).long().flatten(1)  # (B, H W)
     return framed.gather(2, source[:, None].expand(-1, channels, -1)).view_as(images)
 
 
@@ -140,7 +141,7 @@ def _flat(amount: Tensor) -> Tensor:
 
 
 def _brightness(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
-    return _cut(images * _per_image(1 + strength))
+    return _cut(images.float().mul_(_per_image(1 + strength)))
 
 
 def _color(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
@@ -156,13 +157,19 @@ def _contrast(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
 def _sharpness(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     if min(images.shape[-2:]) <= 2:
         return images
-    pixels = images.short()
-    inner = pixels[..., 1:-1, 1:-1]
-    rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
-    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    smooth = ((box + 4 * inner) / 13).round_()
-    sharpened = images.clone()  # the border stays
-    sharpened[..., 1:-1, 1:-1] = _cut((smooth - inner).mul_(_per_image(-strength)).add_(inner))
+    # Rows follow one another, so that neighbours are sums of long lines; what they say of the
+    # border, which stays as it is, is not read.
+    width = images.shape[3]
+    pixels = images.flatten(1).short()  # (B, C H W)
+    rows = (pixels[:, : -2 * width] + pixels[:, width:-width]).add_(pixels[:, 2 * width :])
+    box = (rows[:, :-2] + rows[:, 1:-1]).add_(rows[:, 2:])
+    edge = width + 1
+    inner = pixels[:, edge:-edge]
+    smooth = (box.add_(inner, alpha=4) / 13).round_()
+    lines = _cut(smooth.sub_(inner).mul_(-strength[:, None]).add_(inner))
+    sharpened = images.clone()
+    inside = (..., slice(1, -1), slice(1, -1))
+    sharpened[inside] = F.pad(lines, (edge, edge)).view_as(images)[inside]
     return sharpened
 
 
@@ -217,13 +224,13 @@ def _grey(images: Tensor) -> Tensor:
         return images.float()
     r, g, b = images.float().unbind(1)
     # Weights are whole numbers, so that the sum is exact in any order.
-    return ((2989 * r + 5870 * g + 1140 * b) * 1e-4).floor()[:, None]
+    return (2989 * r).add_(g, alpha=5870).add_(b, alpha=1140).mul_(1e-4).floor_()[:, None]
 
 
 def _blend(images: Tensor, others: Tensor, strength: Tensor) -> Tensor:
     """Away from the others for a strength above 0, towards them below."""
     share = _per_image(1 + strength)
-    return _cut((images * share).add_(others * (1 - share)))
+    return _cut(images.float().mul_(share).add_(others * (1 - share)))
 
 
 def _cut(values: Tensor) -> Tensor:
