@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -18,6 +17,7 @@ from hybridvit import draws
 from hybridvit.config import RunConfig
 from hybridvit.contracts import Batch, Objective
 from hybridvit.data.loader import TrainLoader
+from hybridvit.engine.fabric import Fabric
 from hybridvit.engine.optim import schedule
 from hybridvit.engine.signals import blamed, stop_signals
 

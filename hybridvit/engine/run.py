@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -34,6 +33,7 @@ from hybridvit.engine.describe import (
     leakage_warning,
     probe_batch,
 )
+from hybridvit.engine.fabric import Fabric
 from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_steps
 from hybridvit.engine.init import start_from
 from hybridvit.engine.optim import make_optimizer

@@ -3,10 +3,10 @@ import itertools
 import pytest
 import torch
 from conftest import make_batch, make_objective
-from lightning_fabric import Fabric
 
 from hybridvit.config import EvalConfig, OptimConfig, RunConfig, TrainConfig
 from hybridvit.engine import fit as engine
+from hybridvit.engine.fabric import Fabric
 from hybridvit.engine.fit import Calls, Diverged, Progress
 from hybridvit.engine.optim import make_optimizer
 

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 from conftest import make_batch, make_objective
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from hybridvit.contracts import Batch
+from hybridvit.engine.fabric import Fabric
 from hybridvit.engine.fit import accumulate
 from hybridvit.objectives.simclr import SimCLR
 
