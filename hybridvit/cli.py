@@ -4,6 +4,7 @@ them, so that `--help` is immediate."""
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import sys
@@ -23,6 +24,15 @@ USER_ERROR = 2
 EXIT_CODES = {"complete": 0, "diverged": 1, "stopped": 130}
 
 
+def program() -> NoReturn:
+    """`main` as a program. It leaves Python without taking it apart, which lasts a second or two
+    where torch was imported."""
+    code = main()
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; user mistakes end in one line and exit code 2."""
     arguments = parser().parse_args(argv)
@@ -30,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"(torch|lightning|timm|sklearn|PIL)")
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments)
+        code = run(arguments)
+        sys.stdout.flush()
+        return code
     except ValueError as error:
         print(f"hybridvit: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
@@ -358,4 +370,4 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
