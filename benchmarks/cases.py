@@ -85,7 +85,7 @@ class Contestant:
     """A framework at a job, in a setting of `settings.py`."""
 
     framework: Literal["ours", "timm", "lightly", "transformers", "torchvision", "torch"]
-    setting: Literal["best", "as it comes", "fp32"]
+    setting: Literal["best", "as it comes", "fp32", "products"]
     job: Job
 
 
@@ -135,7 +135,8 @@ def steps(
     share: float | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> Case:
-    """Our training step against the peers in `goals`, and as a share of the matrix peak."""
+    """Our training step against the peers in `goals`, and as a share of the matrix peak; on a CPU
+    also what the step would be if it took no time for anything but its products."""
     contestants = {"ours": Contestant("ours", "best", job)}
     rows = []
     for (framework, setting), goal in goals.items():
@@ -146,6 +147,11 @@ def steps(
         against = f"{framework} {IN_WORDS[setting]}"
         what = f"{title}, fp32" if setting == "fp32" else title
         rows.append(Row(what, against, "ratio", ours, name, goal or None))
+    if device == "cpu":
+        first = rows[0]
+        contestants["our products"] = Contestant("ours", "products", job)
+        what = f"{title}, its matrix products and convolutions alone"
+        rows.append(Row(what, first.against, "ratio", "our products", first.second))
     if share is not None:
         contestants["matrix product"] = PEAK
         against = "measured peak of a bf16 matrix product"

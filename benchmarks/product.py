@@ -1,12 +1,29 @@
-"""The limit of the device: FLOPs a second of large bf16 matrix products."""
+"""Limits: large bf16 matrix products, and the products of a training step without all else."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
-from turns import Turns, device, memory_used
+import torch
+from cases import Training
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from turns import Turns, device, memory_used, ready
 
-from hybridvit.engine.bench import matrix_peak
+from hybridvit.engine.bench import Steps, matrix_peak
+
+aten = torch.ops.aten
+PRODUCTS = {
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten.convolution.default,
+    aten.convolution_backward.default,
+}
 
 
 def product() -> Turns:
@@ -21,3 +38,47 @@ def product() -> Turns:
 
     turn(0)
     return Turns(turn, memory_used)
+
+
+def products(job: Training, overrides: list[str]) -> Turns:
+    """The matrix products and convolutions of our step alone, forward and backward, on operands
+    that lie ready: no step that consists of them is faster."""
+    import ours
+
+    steps = Steps(ours.training_config(job, [*overrides, "train.compile=none"]))
+    with Products() as recorded:
+        steps.run(lambda _: None)
+
+    def step() -> int:
+        for call in recorded.calls:
+            call()
+        return job.batch
+
+    return ready(step)
+
+
+class Products(TorchDispatchMode):
+    """Keeps the products that are computed inside, to be computed again on other operands of the
+    same shape, order and type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], Any]] = []
+        self.operands: dict[Any, Tensor] = {}
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if operator in PRODUCTS:
+            mine, named = tree_map_only(Tensor, self.operand, (args, kwargs))
+            self.calls.append(lambda: operator(*mine, **named))
+        return operator(*args, **kwargs)
+
+    def operand(self, like: Tensor) -> Tensor:
+        """A tensor of its own, one for all of a kind."""
+        kind = (like.shape, like.stride(), like.dtype, like.device)
+        if kind not in self.operands:
+            empty = torch.empty_strided(*kind[:2], dtype=like.dtype, device=like.device)
+            self.operands[kind] = empty.copy_(torch.randn(like.shape))
+        return self.operands[kind]

@@ -71,6 +71,10 @@ def build(case: str, contestant: Contestant) -> Turns:
             import product
 
             return product.product()
+        case Training() if contestant.setting == "products":
+            import product
+
+            return product.products(job, overrides)
         case Training() if framework == "ours":
             import ours
 

@@ -261,6 +261,19 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert done.stdout == "stems:\n"
 
 
+def test_a_program_ends_as_python_would() -> None:
+    code = (
+        "import atexit, sys\n"
+        "from hybridvit import cli\n"
+        "atexit.register(print, 'cleaned up')\n"
+        "sys.argv = ['hybridvit', 'describe', 'absent.yaml']\n"
+        "cli.program()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "cleaned up\n")
+    assert done.stderr.startswith("hybridvit: ")
+
+
 def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import ours
+import product
 import pytest
 import settings
 import torch
 import turns
 import worker
 from bench_jobs import needs, tiny
-from cases import CASES, Command, Contestant, Product, Whole
+from cases import CASES, Command, Contestant, Product, Training, Whole
+from torch.utils.flop_counter import FlopCounterMode
 
 from hybridvit import config
+from hybridvit.engine.bench import Steps
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
 STEPS = {
@@ -45,6 +49,20 @@ def test_it_takes_its_turn(contestant: Contestant, case: str, eager: None) -> No
     ready = worker.build(case, contestant)
     assert ready.turn(0.001) > 0
     assert ready.memory() > 0
+
+
+@pytest.mark.parametrize("case", ["supervised-32-4", "mae-32-4", "hybrid-224"])
+def test_products_alone_are_all_products_of_a_step(case: str, eager: None) -> None:
+    contestant = tiny(CASES[case].contestants["our products"])
+    assert isinstance(contestant.job, Training)
+    overrides = settings.ours(case, "best", "cpu")
+    steps = Steps(ours.training_config(contestant.job, [*overrides, "train.compile=none"]))
+    with product.Products() as recorded, FlopCounterMode(display=False) as whole:
+        steps.run(lambda _: None)
+    with FlopCounterMode(display=False) as alone:
+        for call in recorded.calls:
+            call()
+    assert alone.get_total_flops() == whole.get_total_flops() > 0
 
 
 def test_our_best_setting_is_valid_for_every_case() -> None:
