@@ -26,8 +26,8 @@ LONG = 128  # tokens
 def attend(
     q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, bias: Tensor | None = None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v for (B, heads, N, d) keys and values, (B, heads, M, d)
-    queries.
+    """softmax(q k^T / sqrt(d) + bias) v for (B, heads, N, d) keys, (B, heads, N, e) values and
+    (B, heads, M, d) queries: (B, heads, M, e).
 
     Args:
         bias: (1 or B, 1 or heads, M, N), -inf where a query must not see a key.
@@ -41,8 +41,9 @@ def attend(
     logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=shape[-1] ** -0.5)
     if bias is not None:
         logits = (logits.unflatten(0, shape[:2]) + bias).flatten(0, 1)
-    attended = F.dropout(logits.softmax(dim=-1), dropout) @ v
-    return attended.view(shape)
+    attended: Tensor = F.dropout(logits.softmax(dim=-1), dropout) @ v
+    whole: Tensor = attended.unflatten(0, shape[:2])
+    return whole
 
 
 def prefers_fused(q: Tensor, k: Tensor, dropout: float, bias: Tensor | None) -> bool:
@@ -118,19 +119,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, places: Places = UNPLACED) -> Tensor:
-        b, n, d = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, d)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if places.rotation is not None:
-            q, k = rotate(q, places.rotation), rotate(k, places.rotation)
-        dropout = self.dropout if self.training else 0.0
-        if self.axis is not None and places.masks is None:
-            out = attend_along(self.axis, q, k, v, places, dropout)
-        else:
-            out = attend(q, k, v, dropout, self._bias(q, places))
-        projected: Tensor = self.proj(out.transpose(1, 2).reshape(b, n, d))
+        q, k, v = self._heads(x, places)
+        out = self._attend(q, k, v, places, self.dropout if self.training else 0.0)
+        projected: Tensor = self.proj(out.transpose(1, 2).reshape(x.shape))
         return projected
+
+    def weights(self, x: Tensor, places: Places = UNPLACED) -> Tensor:
+        """How much of each value (last) a token takes, (B, heads, N, N), in the way that
+        `forward` attends: what it would give for values that are one-hot."""
+        q, k, _ = self._heads(x, places)
+        one_hot = torch.eye(x.shape[1], dtype=q.dtype, device=q.device)
+        return self._attend(q, k, one_hot.expand(*q.shape[:2], -1, -1), places, 0.0)
 
     def of_some(self, queries: Tensor, x: Tensor) -> Tensor:
         """What `forward` gives for tokens (B, M, D), which are some of all the tokens (B, N, D),
@@ -145,6 +144,20 @@ class Attention(nn.Module):
         out = attend(self.q_norm(q), self.k_norm(k), v, dropout)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(b, m, d))
         return projected
+
+    def _heads(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, heads, N, d) each."""
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if places.rotation is not None:
+            q, k = rotate(q, places.rotation), rotate(k, places.rotation)
+        return q, k, v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, places: Places, dropout: float) -> Tensor:
+        if self.axis is not None and places.masks is None:
+            return attend_along(self.axis, q, k, v, places, dropout)
+        return attend(q, k, v, dropout, self._bias(q, places))
 
     def _bias(self, q: Tensor, places: Places) -> Tensor | None:
         mask = places.masks[self.axis] if self.axis and places.masks else None
