@@ -19,6 +19,7 @@ from hybridvit.data.augment import Augment
 from hybridvit.registry import fits, suggest, type_name
 from hybridvit.version import RESULTS_VERSION
 
+Precision = Literal["fp32", "bf16", "bf16_params"]
 PARTS = ("data", "stem", "encoder", "objective")
 MAX_BYTES = 1 << 20
 
@@ -123,7 +124,7 @@ class TrainConfig:
     epochs: float = 10.0
     batch_size: int = 128
     accumulate: int = 1
-    precision: Literal["fp32", "bf16", "bf16_params"] = "fp32"
+    precision: Precision = "fp32"
     ema: float | None = None
     compile: Literal["none", "blocks", "whole", "graphs"] = "none"
     grad_checkpointing: bool = False

@@ -1,6 +1,7 @@
-"""Lightning's Fabric, imported without torchmetrics, of which it reads the version alone.
+"""Lightning's Fabric as runs use it.
 
-Importing that takes 3 s, more than all else that a run imports.
+It is imported without torchmetrics, of which it reads the version alone: importing that takes 3 s,
+more than all else that a run imports.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
+from typing import Any
+
+import torch
+
+from hybridvit.config import Precision
 
 
 @contextmanager
@@ -30,5 +36,22 @@ def _by_version_alone(package: str) -> Iterator[None]:
 
 with _by_version_alone("torchmetrics"):
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision import MixedPrecision
 
-__all__ = ["Fabric"]
+__all__ = ["Fabric", "make_fabric"]
+
+
+class Autocast(MixedPrecision):
+    """Autocast alone. Fabric's own also rounds what enters the objective: a masked patch of little
+    contrast would then be predicted with as much rounding as content."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def make_fabric(precision: Precision) -> Fabric:
+    """Fabric for one device, a GPU if there is one, and a precision of `TrainConfig`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "fp32":
+        return Fabric(accelerator=device, devices=1, precision="32-true")
+    return Fabric(accelerator=device, devices=1, plugins=Autocast("bf16-mixed", device))

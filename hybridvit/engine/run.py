@@ -33,7 +33,7 @@ from hybridvit.engine.describe import (
     leakage_warning,
     probe_batch,
 )
-from hybridvit.engine.fabric import Fabric
+from hybridvit.engine.fabric import make_fabric
 from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_steps
 from hybridvit.engine.init import start_from
 from hybridvit.engine.optim import make_optimizer
@@ -123,11 +123,7 @@ class Session:
         self, config: RunConfig, parts: Parts, directory: RunDirectory, show: bool
     ) -> None:
         self.config, self.parts, self.directory = config, parts, directory
-        self.fabric = Fabric(
-            accelerator="cuda" if torch.cuda.is_available() else "cpu",
-            devices=1,
-            precision="32-true" if config.train.precision == "fp32" else "bf16-mixed",
-        )
+        self.fabric = make_fabric(config.train.precision)
         check_compile(config.train, self.fabric.device)
         if self.fabric.device.type == "cpu":
             keep_freed_memory()

@@ -129,24 +129,31 @@ class StdConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight: Tensor = self.weight
-        if self.standardise:
+        if self.standardise:  # layer normalisation of each filter, which is one kernel
             flat = weight.flatten(1)
-            centred = flat - flat.mean(dim=1, keepdim=True)
-            scale = (centred.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
-            weight = (centred * scale).view_as(weight)
-        x = pad_same(x, self.kernel_size[0], self.stride[0])
-        return F.conv2d(x, weight, stride=self.stride)
+            weight = F.layer_norm(flat, flat.shape[1:], eps=1e-8).view_as(weight)
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        top, bottom, left, right = same_pads(x, kernel, stride)
+        if (top, left) == (bottom, right):  # the convolution pads, without a copy
+            return F.conv2d(x, weight, stride=stride, padding=(top, left))
+        return F.conv2d(pad_same(x, kernel, stride), weight, stride=stride)
+
+
+def same_pads(x: Tensor, kernel: int, stride: int) -> tuple[int, int, int, int]:
+    """TensorFlow's SAME padding (top, bottom, left, right): output side ceil(input / stride), the
+    odd pixel at the end."""
+
+    def around(size: int) -> tuple[int, int]:
+        total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+        return total // 2, total - total // 2
+
+    return (*around(x.shape[-2]), *around(x.shape[-1]))
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """TensorFlow's SAME padding: output side ceil(input / stride), the odd pixel at the end."""
-
-    def around(size: int) -> list[int]:
-        total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-        return [total // 2, total - total // 2]
-
-    pads = [*around(x.shape[-1]), *around(x.shape[-2])]
-    return F.pad(x, pads, value=value) if any(pads) else x
+    """Images or features (B, C, H, W) with `same_pads` around them."""
+    top, bottom, left, right = same_pads(x, kernel, stride)
+    return F.pad(x, (left, right, top, bottom), value=value)
 
 
 def _check(

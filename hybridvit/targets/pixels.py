@@ -107,14 +107,15 @@ def window_statistics(pixels: Tensor, side: int) -> tuple[Tensor, Tensor]:
     Both come as (B, 1, H, W), a window's value at each of its pixels. The variance is the unbiased
     one, with EPS added, as in the code of He et al. 2022.
     """
-    b, _, height, width = pixels.shape
-    windows = patchify(pixels, side)  # (B, windows, C side^2)
-    mean = windows.mean(dim=-1)
-    std = (windows.var(dim=-1) + EPS).sqrt()
-    grid = (b, 1, height // side, width // side)
+    height, width = pixels.shape[2:]
+    rows, columns = (height // side, side), (width // side, side)
+    windows = pixels.unflatten(3, columns).unflatten(2, rows)  # (B, C, h, side, w, side)
+    over = (1, 3, 5)
+    mean = windows.mean(over, keepdim=True)
+    std = (windows.var(over, keepdim=True) + EPS).sqrt()
 
     def spread(x: Tensor) -> Tensor:
-        return x.view(grid).repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+        return x.expand(-1, -1, *rows, *columns).reshape(-1, 1, height, width)
 
     return spread(mean), spread(std)
 

@@ -1,9 +1,18 @@
-"""What importing Fabric imports."""
+"""What Fabric imports, and what it does to batches."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hybridvit.config import Precision
+from hybridvit.contracts import Batch
+from hybridvit.engine.fabric import make_fabric
 
 LOOK = """
 import sys
@@ -20,3 +29,31 @@ def test_torchmetrics_is_not_imported_and_can_be() -> None:
     done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Accuracy" in done.stdout
+
+
+class Looks(nn.Module):
+    """Keeps what it is given, and a product of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 3))
+
+    def forward(self, batch: Batch) -> Tensor:
+        self.seen = batch
+        self.product = batch.images @ self.weight
+        return self.product.float().sum()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_params"])
+def test_images_reach_the_objective_as_they_are(precision: Precision) -> None:
+    """In float32, whatever products are computed in: targets are made of them."""
+    fabric, module = make_fabric(precision), Looks()
+    wrapped: Any = fabric.setup(module)
+    integers = torch.arange(2, device=fabric.device)
+    images = torch.rand(2, 3, 3, 3, device=fabric.device)
+    loss = wrapped(Batch(images, integers, integers, integers, (images / 3,)))
+    assert torch.equal(module.seen.images, images)
+    assert torch.equal(module.seen.others[0], images / 3)
+    expected = torch.float32 if precision == "fp32" else torch.bfloat16
+    assert module.product.dtype == expected
+    assert loss.dtype == torch.float32
