@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import ours
 import peers
 import pytest
@@ -121,14 +122,15 @@ def test_inputs_end_in_the_same_kind_of_tensor(
         monkeypatch.setattr(loaders, "MEAN", (0.0, 0.0, 0.0))
         moved = (torch.tensor(MEAN) / torch.tensor(STD)).view(3, 1, 1)
     random.seed(0)
+    np.random.seed(0)  # timm chooses its operations with it
     torch.manual_seed(0)
-    job = Input(policy, batch=64, images=64, workers=0)  # type: ignore[arg-type]
+    job = Input(policy, batch=512, images=512, workers=0)  # type: ignore[arg-type]
     made = loaders.LOADERS["torchvision" if policy == "flip" else "timm"](job)
     theirs = next(iter(made))[0]
     images = next(ours.normalised(Steps(ours.input_config(job, [])))) + moved
-    assert images.shape == theirs.shape == (64, 3, 32, 32)
+    assert images.shape == theirs.shape == (512, 3, 32, 32)
     assert images.dtype == theirs.dtype == torch.float32
-    near = 0.08 if policy == "flip" else 0.15
+    near = 0.08 if policy == "flip" else 0.1
     for moment in (torch.mean, torch.std):
         assert moment(images).item() == pytest.approx(moment(theirs).item(), abs=near)
 
