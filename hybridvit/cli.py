@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import json
 import os
 import sys
@@ -29,7 +30,9 @@ def program() -> NoReturn:
     where torch was imported."""
     code = main()
     atexit._run_exitfuncs()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # of a full disk or a closed pipe `main` has told
+            stream.flush()
     os._exit(code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import subprocess
 import sys
@@ -261,6 +262,13 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert done.stdout == "stems:\n"
 
 
+def buffered(script: str) -> subprocess.CompletedProcess[str]:
+    """A script in a process that writes into pipes as Python does by default."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
 def test_a_program_ends_as_python_would() -> None:
     code = (
         "import atexit, sys\n"
@@ -269,9 +277,26 @@ def test_a_program_ends_as_python_would() -> None:
         "sys.argv = ['hybridvit', 'describe', 'absent.yaml']\n"
         "cli.program()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = buffered(code)
     assert (done.returncode, done.stdout) == (2, "cleaned up\n")
     assert done.stderr.startswith("hybridvit: ")
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_what_a_program_printed_is_not_lost(code: int) -> None:
+    """Also where it fails afterwards, and into a pipe, which is written when it is full."""
+    script = (
+        f"from hybridvit import cli\ncli.main = lambda: print('told') or {code}\ncli.program()\n"
+    )
+    done = buffered(script)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "told\n", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_one_line() -> None:
+    command = f"{sys.executable} -m hybridvit.cli list > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "hybridvit: [Errno 28] No space left on device\n")
 
 
 def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,10 +96,9 @@ def _torchvision(path: str, channels: int) -> Tensor:
 
 
 def _is_installed(decoder: Decoder) -> bool:
-    if decoder == "torchvision":
-        try:
-            from torchvision.io import decode_jpeg  # noqa: F401
-        except ImportError:
-            return False
-        return hasattr(torch.ops.image, "decode_jpeg")  # it may be built without
+    if decoder == "torchvision":  # releases may drop its decoders, and builds leave them out
+        import torchvision
+
+        known = hasattr(getattr(torchvision, "io", None), "decode_jpeg")
+        return known and hasattr(torch.ops.image, "decode_jpeg")
     return decoder == "pil" or find_spec(decoder) is not None

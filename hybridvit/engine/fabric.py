@@ -26,7 +26,7 @@ def _by_version_alone(package: str) -> Iterator[None]:
         yield
         return
     module = module_from_spec(spec)  # not executed
-    module.__version__ = version(package)  # type: ignore[attr-defined]
+    vars(module)["__version__"] = version(package)
     sys.modules[package] = module
     try:
         yield

@@ -8,6 +8,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import ours
@@ -108,7 +109,7 @@ def test_noise_has_the_statistics_that_peers_normalise_with() -> None:
 
 @pytest.mark.parametrize("policy", ["flip", "randaugment"])
 def test_inputs_end_in_the_same_kind_of_tensor(
-    policy: str, monkeypatch: pytest.MonkeyPatch
+    policy: Literal["flip", "randaugment"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Normalised float32 of like moments.
 
@@ -124,7 +125,7 @@ def test_inputs_end_in_the_same_kind_of_tensor(
     random.seed(0)
     np.random.seed(0)  # timm chooses its operations with it
     torch.manual_seed(0)
-    job = Input(policy, batch=512, images=512, workers=0)  # type: ignore[arg-type]
+    job = Input(policy, batch=512, images=512, workers=0)
     made = loaders.LOADERS["torchvision" if policy == "flip" else "timm"](job)
     theirs = next(iter(made))[0]
     images = next(ours.normalised(Steps(ours.input_config(job, [])))) + moved

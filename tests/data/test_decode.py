@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision  # noqa: F401  (loads its operators)
+import torchvision
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +21,8 @@ from hybridvit.data.splits import DecodedSplit, cover
 
 def is_missing(decoder: str) -> bool:
     if decoder == "torchvision":
-        return not hasattr(torch.ops.image, "decode_jpeg")
+        named = hasattr(getattr(torchvision, "io", None), "decode_jpeg")
+        return not (named and hasattr(torch.ops.image, "decode_jpeg"))
     return importlib.util.find_spec(decoder) is None
 
 
