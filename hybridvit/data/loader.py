@@ -28,7 +28,8 @@ TOGETHER = 2**21
 
 def order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
     """(n,) int64: the order of n images in an epoch, a stable sort of hashes."""
-    key = draws.fold(draws.fold(torch.tensor([seed], device=device), epoch), n)
+    start = torch.full((1,), seed, device=device)  # not copied from the host, as a tensor of it is
+    key = draws.fold(draws.fold(start, epoch), n)
     return draws.permutation(key, ORDER, n)[0]
 
 
