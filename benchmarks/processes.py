@@ -23,8 +23,9 @@ TIMM = [sys.executable, str(Path(__file__).with_name("timm_train.py"))]
 ACCURACY = re.compile(r"test/accuracy ([\d.]+) ?%")
 
 
-def training(framework: str, job: Whole, overrides: list[str]) -> Turns:
-    """Trainings in a new process and folder each, with nothing compiled before."""
+def training(framework: str, job: Whole, overrides: list[str], *, compiled: bool = False) -> Turns:
+    """Trainings in a new process and folder each, with an empty cache; or, if `compiled`, with
+    that of a training before the first turn."""
     holder = tempfile.TemporaryDirectory()  # goes when the contestant does
     data = unpacked(Path(os.environ.get("HYBRIDVIT_DATA", "data")), Path(holder.name))
     accuracies: list[float] = []
@@ -34,13 +35,17 @@ def training(framework: str, job: Whole, overrides: list[str]) -> Turns:
             command = TIMM + timm_arguments(job, data)
             if framework == "ours":
                 command = OURS + our_arguments(job, overrides, Path(folder))
-            said = run(command, HYBRIDVIT_DATA=str(data), TORCHINDUCTOR_CACHE_DIR=folder)
+            cache = Path(kept.name if compiled else folder) / "cache"
+            said = run(command, HYBRIDVIT_DATA=str(data), HYBRIDVIT_CACHE=str(cache))
         found = ACCURACY.search(said)
         if found is None:
             raise ValueError(f"no test accuracy in what {framework} said: {said[-200:]!r}")
         accuracies.append(float(found[1]) / 100)
         return 1
 
+    if compiled:
+        step()
+        accuracies.clear()
     return Turns(Paced(step, uncounted=0), children_memory, {"accuracy": accuracies})
 
 

@@ -21,6 +21,7 @@ OURS: dict[str, dict[str, list[str]]] = {
     },
 }
 OURS_FP32 = ["train.precision=fp32"]
+OURS_COMPILED = ["train.compile=whole"]
 # Variables of the environment that our processes get beside the user's own.
 OURS_ENVIRONMENT: dict[str, str] = {}
 
@@ -40,6 +41,8 @@ def ours(case: str, setting: str, device: str) -> list[str]:
     """Our overrides for a case."""
     if setting == "fp32":
         return OURS_FP32
+    if setting == "compiled":
+        return OURS_COMPILED
     return OURS[device].get(case, OURS[device]["any"])
 
 

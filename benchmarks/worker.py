@@ -66,7 +66,8 @@ def build(case: str, contestant: Contestant) -> Turns:
         case Whole():
             import processes
 
-            return processes.training(framework, job, overrides)
+            compiled = contestant.setting == "compiled"
+            return processes.training(framework, job, overrides, compiled=compiled)
         case Product():
             import product
 

@@ -75,10 +75,11 @@ def test_both_train_the_same(case: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_whole_trainings_keep_their_accuracy(
     fashion: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands = []
+    commands, caches = [], []
 
     def run(command: list[str], **environment: str) -> str:
         commands.append(command)
+        caches.append(environment["HYBRIDVIT_CACHE"])
         assert environment["HYBRIDVIT_DATA"] == str(fashion)
         return "val\ntest/accuracy 81.2%\n"
 
@@ -91,6 +92,24 @@ def test_whole_trainings_keep_their_accuracy(
     assert commands[0][:3] == processes.OURS
     assert "train.epochs=1" in commands[0]
     assert commands[1][:2] == processes.TIMM
+    assert caches[0] != caches[1]
+
+
+def test_a_training_compiled_before_starts_from_the_cache_of_one_that_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caches = []
+
+    def run(command: list[str], **environment: str) -> str:
+        caches.append(environment["HYBRIDVIT_CACHE"])
+        return f"test/accuracy {len(caches)}%"
+
+    monkeypatch.setattr(processes, "run", run)
+    turns = processes.training("ours", Whole("fashion_mnist"), [], compiled=True)
+    turns.turn(0)
+    turns.turn(0)
+    assert len(set(caches)) == 1
+    assert turns.found["accuracy"] == [0.02, 0.03]
 
 
 def test_packed_files_are_unpacked_beside(fashion: Path, tmp_path: Path) -> None:
