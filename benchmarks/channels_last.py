@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hybridvit.contracts import Stem
 from hybridvit.encoder.layout import prefers_channels_last
-from hybridvit.encoder.model import Encoder
+from hybridvit.encoder.vit import Encoder
 from hybridvit.stems.cct import CCTStem
 from hybridvit.stems.conv import ConvStem
 from hybridvit.stems.convnext import ConvNeXtStem

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from hybridvit.encoder.model import Encoder
+from hybridvit.encoder.vit import Encoder
 
 
 def _preset(summary: str, **sizes: Any) -> Callable[..., Encoder]:

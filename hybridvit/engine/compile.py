@@ -26,8 +26,9 @@ from torch.utils.checkpoint import checkpoint
 from hybridvit.config import TrainConfig
 from hybridvit.contracts import Batch, Objective, StepOutput
 from hybridvit.data import cache
-from hybridvit.encoder.model import Block, Encoder, RunBlock, Survivors, run_block
+from hybridvit.encoder.block import Block, RunBlock, Survivors, run_block
 from hybridvit.encoder.positions import Places
+from hybridvit.encoder.vit import Encoder
 from hybridvit.engine.bf16 import Bf16Parameters
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads it whenever it compiles

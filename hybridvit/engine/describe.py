@@ -16,7 +16,7 @@ from hybridvit.contracts import Batch, DataSpec, Objective, Stem
 from hybridvit.data.dataset import AbsentData, Dataset
 from hybridvit.data.loader import eval_batches
 from hybridvit.data.splits import Split, fingerprint, subset
-from hybridvit.encoder.model import Encoder
+from hybridvit.encoder.vit import Encoder
 from hybridvit.engine.compile import blocks_run_by, recomputed
 from hybridvit.engine.optim import freeze
 from hybridvit.registry import Parts

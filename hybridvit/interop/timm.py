@@ -33,7 +33,8 @@ from hybridvit.backbones import create_timm
 from hybridvit.contracts import Stem
 from hybridvit.encoder.mlp import Activation
 from hybridvit.encoder.mlp import GatedMlp as OurGatedMlp
-from hybridvit.encoder.model import Encoder, HybridViT
+from hybridvit.encoder.model import HybridViT
+from hybridvit.encoder.vit import Encoder
 from hybridvit.interop.timm_options import (
     POOLS,
     activation_name,

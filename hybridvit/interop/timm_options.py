@@ -29,7 +29,7 @@ from torch import nn
 
 from hybridvit.contracts import Stem
 from hybridvit.encoder.mlp import Activation, QuickGELU
-from hybridvit.encoder.model import Encoder
+from hybridvit.encoder.vit import Encoder
 from hybridvit.stems.linear import LinearStem
 from hybridvit.stems.resnet import ResNetStem
 from hybridvit.stems.timm import FeatureMapStem

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, remove_weight_norm
 
 from hybridvit.contracts import Batch, DataSpec, Objective, StepOutput
 from hybridvit.encoder.attention import Attention
-from hybridvit.encoder.model import Block
+from hybridvit.encoder.block import Block
 from hybridvit.objectives.views import both_views, no_autocast, picture_rows, spread, widened
 
 if TYPE_CHECKING:

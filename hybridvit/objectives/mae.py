@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hybridvit.contracts import Batch, DataSpec, Objective, Prediction, StepOutput, Tokens
-from hybridvit.encoder.model import Encoder
 from hybridvit.encoder.positions import sincos_2d
+from hybridvit.encoder.vit import Encoder
 from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score, show, with_mask_tokens
 from hybridvit.objectives.masking import Mask, Masking
 from hybridvit.targets.pixels import PixelTarget

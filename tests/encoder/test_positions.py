@@ -15,7 +15,6 @@ from timm.layers.pos_embed_rel import RelPosBias
 from torch import Tensor, nn
 
 from hybridvit.contracts import Tokens
-from hybridvit.encoder.model import Encoder
 from hybridvit.encoder.positions import (
     Places,
     RelativeBias,
@@ -27,6 +26,7 @@ from hybridvit.encoder.positions import (
     rotate,
     sincos_2d,
 )
+from hybridvit.encoder.vit import Encoder
 
 # --- interpolation ---
 

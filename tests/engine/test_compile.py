@@ -21,7 +21,8 @@ from hybridvit import config
 from hybridvit.cli import main
 from hybridvit.config import TrainConfig
 from hybridvit.contracts import Batch, DataSpec, Objective
-from hybridvit.encoder.model import Encoder, run_block
+from hybridvit.encoder.block import run_block
+from hybridvit.encoder.vit import Encoder
 from hybridvit.engine import compile as module
 from hybridvit.engine.compile import blocks_run_by, check_compile, compiler, for_training
 from hybridvit.engine.describe import describe_model

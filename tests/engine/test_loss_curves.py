@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hybridvit import config
 from hybridvit.encoder import attention
-from hybridvit.encoder.model import Encoder
+from hybridvit.encoder.vit import Encoder
 from hybridvit.engine.compile import compiler
 from hybridvit.engine.run import train
 
