@@ -250,8 +250,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path}: larger than {MAX_BYTES} bytes; that is no config")
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)):
-            raise ValueError(f"{path}: YAML aliases (*name) are not allowed; write the value out")
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.AliasToken | yaml.TagToken):
+                what = "aliases (*name)" if isinstance(token, yaml.AliasToken) else "tags (!name)"
+                raise ValueError(f"{path}: YAML {what} are not allowed; write the value out")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise ValueError(f"{path}: should hold sections such as 'stem:', not a {root.id}")

@@ -9,6 +9,7 @@ import importlib.metadata
 import inspect
 import math
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable
@@ -141,12 +142,21 @@ def load_plugins(parts: Parts, names: list[str]) -> dict[str, str]:
     any other the name of an installed entry point in the group `hybridvit.plugins`.
 
     Raises:
-        ValueError: the plug-in cannot be found or imported.
+        ValueError: the plug-in cannot be found, imported or called.
     """
     versions = {}
     for name in names:
-        register, versions[name] = _from_path(name) if ":" in name else _from_entry_point(name)
-        register(parts)
+        try:
+            register, versions[name] = _from_path(name) if ":" in name else _from_entry_point(name)
+            register(parts)
+        except ValueError:
+            raise
+        except Exception as error:  # a stranger's module may raise anything
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = "" if isinstance(error, SyntaxError) else f"; {last.filename}, {last.lineno}"
+            raise ValueError(
+                f"plug-in {name!r} cannot be loaded ({type(error).__name__}: {error}{where})"
+            ) from error
     return versions
 
 

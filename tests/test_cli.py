@@ -131,7 +131,31 @@ BAD_FILES: list[tuple[str, str]] = [
     ("data: {args: {root: '${oc.env:HOME}'}}", "is not allowed"),
     ("seed: ${nothing}", "nothing"),
     ("a: &a [1]\nb: *a\n", "aliases"),
+    ("seed: !!int 1\n", "tags"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def register(parts) -> None\n", "SyntaxError"),
+        ("x = nothing\n", "NameError: name 'nothing' is not defined"),
+        ("def register(parts):\n    parts.nothing.add('x', 1)\n", "broken_parts.py, 2)"),
+    ],
+)
+def test_a_broken_plug_in_ends_in_one_line(
+    text: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_parts.py").write_text(text)
+    said = refused(capsys, "train", "digits.yaml", "plugins=[broken_parts:register]")
+    sys.modules.pop("broken_parts", None)
+    assert expected in said
+    assert "broken_parts" in said
 
 
 @pytest.mark.parametrize(("text", "expected"), BAD_FILES)

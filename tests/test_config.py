@@ -64,10 +64,12 @@ def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_tags_run_no_code(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    text = f"seed: !!python/object/apply:pathlib.Path.touch [{marker}]"
-    with pytest.raises(ValueError, match="not valid YAML"):
-        config.load(write(tmp_path, "tag.yaml", text))
+    for tag in ("!!python/object/apply:pathlib.Path.touch", "!!python/object/apply:pathlib.Path"):
+        with pytest.raises(ValueError, match="tags"):
+            config.load(write(tmp_path, "tag.yaml", f"seed: {tag} [{marker}]"))
     assert not marker.exists()
+    with pytest.raises(ValueError, match="tags"):
+        config.load(write(tmp_path, "tag.yaml", "seed: !!str 1"))
 
 
 def test_hash_ignores_where_the_data_lie_and_nothing_else() -> None:

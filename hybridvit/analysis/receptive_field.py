@@ -39,7 +39,7 @@ def receptive_field(stem: Stem, size: int) -> int | None:
 
 
 def mixes_globally(stem: Stem, size: int) -> bool:
-    """Whether the pixel in one corner changes the token in the opposite corner."""
+    """Whether the first row of pixels changes the last token."""
     probe = copy.deepcopy(stem).double().train()
     return _sees(probe, size, size // probe.patch_px - 1, 0)
 

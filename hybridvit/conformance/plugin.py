@@ -76,12 +76,7 @@ def added_parts(plugin: str) -> dict[str, dict[str, Callable[..., Any]]]:
     Raises:
         ValueError: no such plug-in, one that cannot be loaded, or that adds nothing.
     """
-    try:
-        after, _ = build.make_parts([plugin])
-    except ValueError:
-        raise
-    except Exception as error:  # a stranger's module may raise anything when it is imported
-        raise ValueError(f"plug-in {plugin!r} cannot be loaded ({reason_of(error)})") from error
+    after, _ = build.make_parts([plugin])
     before, _ = build.make_parts([])
     added = {kind: _difference(kind, after, before) for kind in KINDS}
     if not any(added.values()):

@@ -20,8 +20,8 @@ def prefers_channels_last(stem: Stem, device: torch.device) -> bool:
     `benchmarks/channels_last.py` measures it.
 
     On CPUs they should for BatchNorm and max pooling, in float32 and in bf16, but not for
-    GroupNorm, which takes up to twice as long in bf16. Elsewhere nothing is gained. GPUs were not
-    measured.
+    GroupNorm, which takes up to 2.5 times as long in bf16. Elsewhere nothing is gained. GPUs were
+    not measured.
     """
     if device.type != "cpu":
         return False

@@ -41,6 +41,25 @@ def interpolate(
     return torch.cat([head, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
+def moved(position: Position, table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A learned table of an encoder as it is for another grid: what the encoder itself computes
+    when it sees one.
+
+    As it was if it has other rows than `position` has on the old grid; and for `relative`, whose
+    1-D offsets on one grid are several on another.
+    """
+    h, w = old
+    if position == "learned_1d" and table.shape[1] >= h * w:
+        return interpolate(table, old, new, table.shape[1] - h * w)
+    if position == "learned_2d" and table.shape[1] == w + h:
+        columns, rows = table.split((w, h), dim=1)
+        columns = interpolate(columns, (1, w), (1, new[1]), 0)
+        return torch.cat([columns, interpolate(rows, (1, h), (1, new[0]), 0)], dim=1)
+    if position == "relative_bias" and table.shape[1] == (2 * h - 1) * (2 * w - 1):
+        return interpolate(table, *_offset_grids(old, new), 0)
+    return table
+
+
 # --- on tokens ---
 
 

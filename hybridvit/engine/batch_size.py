@@ -56,8 +56,9 @@ def find_batch_size(
         tried: called with each trial as it ends.
 
     Returns:
-        `trials` in order of size, the `largest` that fits (at most an eighth too small), the
-        `fastest`, the one `configured`, and the `memory_limit` in bytes, none on a GPU.
+        `trials` in order of size, the `largest` that fits (too small by less than an eighth, or
+        than 8 images, or below 8 than half), the `fastest`, the one `configured`, and the
+        `memory_limit` in bytes, none on a GPU.
 
     Raises:
         ValueError: other processes use the machine, the config does not train, or no batch fits.

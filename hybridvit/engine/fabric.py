@@ -1,7 +1,7 @@
 """Lightning's Fabric as runs use it.
 
-It is imported without torchmetrics, of which it reads the version alone: importing that takes 3 s,
-more than all else that a run imports.
+It is imported without torchmetrics, of which it reads the version alone: importing that takes
+nearly as long as all else that a run imports.
 """
 
 from __future__ import annotations

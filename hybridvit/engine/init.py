@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hybridvit.contracts import Objective
 from hybridvit.encoder.model import HybridViT
-from hybridvit.encoder.positions import interpolate
+from hybridvit.encoder.positions import moved
 from hybridvit.engine import checkpoint
 from hybridvit.engine.runlog import RunDirectory
 
@@ -37,8 +37,8 @@ def start_from(objective: Objective, run: Path) -> dict[str, Any]:
     file = checkpoint.EMA if network.startswith(OF_EMA) else checkpoint.WEIGHTS
     weights = checkpoint.read_weights(path, file)
     prefix = f"{network.removeprefix(OF_EMA)}."
-    found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    found = {k: v for k, v in found.items() if k.startswith(PARTS)}
+    inner = tuple(prefix + part for part in PARTS)
+    found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(inner)}
     model = objective.model
     copies = [m for m in objective.modules() if isinstance(m, HybridViT) and _is_copy(m, model)]
     grid = record["model"]["grid"]
@@ -52,8 +52,14 @@ def start_from(objective: Objective, run: Path) -> dict[str, Any]:
         "sha256": manifest["sha256"][file],
         "loaded": len(fitted),
         "interpolated": interpolated,
-        "left": sorted({k.split(".")[0] for k in weights if not k.startswith(prefix)}),
+        "left": sorted({_part(k, prefix) for k in weights if not k.startswith(inner)}),
     }
+
+
+def _part(name: str, prefix: str) -> str:
+    """What of an objective a tensor belongs to: `decoder`, or `model.head`."""
+    own = name.removeprefix(prefix)
+    return (prefix if own != name else "") + own.split(".")[0]
 
 
 def _is_copy(other: HybridViT, model: HybridViT) -> bool:
@@ -86,14 +92,14 @@ def _fitted(
     fitted, interpolated = {}, []
     for name, tensor in found.items():
         if tensor.shape != wanted[name].shape and name.endswith("pos_embed"):
-            rows = tensor.shape[1] - old[0] * old[1]
-            if tensor.ndim == 3 and rows >= 0:
-                tensor = interpolate(tensor, old, model.encoder.grid, rows)
-                interpolated.append(name)
+            tensor = moved(model.encoder.position, tensor, old, model.encoder.grid)
+            interpolated.append(name)
         if tensor.shape != wanted[name].shape:
+            of_grid = ", and with position='relative' the same grid"
             raise ValueError(
                 f"init={str(run)!r}: {name} is {tuple(tensor.shape)} there and "
                 f"{tuple(wanted[name].shape)} here; use the same stem and encoder"
+                f"{of_grid if model.encoder.position == 'relative' else ''}"
             )
         fitted[name] = tensor
     return fitted, interpolated

@@ -45,7 +45,8 @@ class Masking:
     def __post_init__(self) -> None:
         h, w = self.grid
         if self.unit < 1 or h % self.unit or w % self.unit:
-            valid = [str(u) for u in range(1, min(h, w) + 1) if not (h % u or w % u)]
+            sides = [u for u in range(1, min(h, w) + 1) if not (h % u or w % u)]
+            valid = [str(u) for u in sides if h * w > u * u]  # one unit cannot be hidden in part
             raise ValueError(
                 f"masking: unit={self.unit} does not tile the grid of {h} x {w} patches; choose "
                 f"from {', '.join(valid)}"

@@ -37,6 +37,7 @@ def caveats(
         *_absent(arms, planned),
         *_unpaired_seeds(comparisons),
         *_uneven(comparisons),
+        *_unequal_costs(comparisons),
         *tuning.warnings(choices),
         *_environments(arms, comparisons),
         *_too_few(arms),
@@ -126,6 +127,16 @@ def _unpaired_seeds(comparisons: Sequence[Comparison]) -> Iterable[str]:
                 )
 
 
+def _unequal_costs(comparisons: Sequence[Comparison]) -> Iterable[str]:
+    for c in comparisons:
+        a, b = c.arm.first, c.other.first
+        if a.flops and b.flops and abs(math.log(a.flops / b.flops)) > math.log(1.1):
+            yield (
+                f"{c.arm.label} takes {a.flops / b.flops:.2g} times the forward FLOPs per image "
+                f"of {c.other.label}."
+            )
+
+
 def _uneven(comparisons: Sequence[Comparison]) -> Iterable[str]:
     for c in comparisons:
         if c.kind != "stem":
@@ -147,11 +158,6 @@ def _uneven(comparisons: Sequence[Comparison]) -> Iterable[str]:
             yield (
                 f"{c.arm.label} and {c.other.label} normalise images with other means and "
                 "standard deviations (pretrained weights bring their own)."
-            )
-        if a.flops and b.flops and abs(math.log(a.flops / b.flops)) > math.log(1.1):
-            yield (
-                f"{c.arm.label} takes {a.flops / b.flops:.2g} times the forward FLOPs per image "
-                f"of {c.other.label}."
             )
 
 

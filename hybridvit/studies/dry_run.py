@@ -31,19 +31,20 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def dry_run(study: Study, out: Path, *, probe: bool = False) -> str:
+def dry_run(study: Study, out: Path, *, probe: bool = False, slots: int | None = None) -> str:
     """What `hybridvit study --dry-run` prints: the grid, its costs, and what is not comparable.
 
     Args:
         probe: time three steps of each arm; otherwise only what plan.json has is known.
+        slots: jobs at once on this machine; by default as many as fit.
 
     Raises:
         ValueError: the arms cannot be matched.
     """
     check_budgets(study)
     check_validation(study)
-    facts = known(study, kept_facts(out))
-    executor = Local(study.threads)
+    facts = known(study.arms(), kept_facts(out))
+    executor = Local(study.threads, slots)
     if probe:
         facts = timed(study, facts, 1, PROBE_STEPS - 1, executor)
     arms = match(study, facts)
@@ -113,12 +114,14 @@ def _table(arms: Sequence[Arm]) -> list[str]:
     return columns(rows, right=range(1, len(HEADINGS)))
 
 
-def _totals(study: Study, arms: Sequence[Arm], executor: Executor) -> list[str]:
+def _totals(study: Study, arms: Sequence[Arm], executor: Local) -> list[str]:
     """What the table's columns are, how equal the arms are, and what the whole study takes."""
     pixels = any(c.kind == "pixels" for c in study.cells)
     runs = sum(len(arm.cells) for arm in arms) + sum(map(len, tuning_cells(study)))
+    more = " or more" if executor.gpus and executor.given is None else ""  # of one GPU, if they fit
+    at_once = f"{executor.slots}{more} at once here"
     lines = [
-        f"{runs} runs{' and the pixel baselines' if pixels else ''}, {executor.slots} at once here",
+        f"{runs} runs{' and the pixel baselines' if pixels else ''}, {at_once}",
         "GFLOPs: forward and backward of one image; FLOPs and time: one whole run",
     ]
     if study.match is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hybridvit.data.dataset import AbsentData
 from hybridvit.engine.describe import ASSUMED_CLASSES, describe_model
 from hybridvit.engine.optim import freeze
 from hybridvit.registry import Parts
-from hybridvit.studies.grid import Study
+from hybridvit.studies.grid import Cell
 from hybridvit.studies.status import PLAN, read_json
 
 
@@ -40,11 +41,11 @@ class Facts:
     hardware: dict[str, Any] | None = None  # that the seconds were measured on
 
 
-def known(study: Study, kept: dict[str, Facts]) -> list[Facts]:
+def known(arms: Iterable[Sequence[Cell]], kept: dict[str, Facts]) -> list[Facts]:
     """What was kept of each arm, or is counted now."""
     data: dict[str, tuple[DataSpec, int | None]] = {}
     found = []
-    for cells in study.arms():
+    for cells in arms:
         key = key_of(cells[0].config)
         found.append(kept[key] if key in kept else _count(cells[0].config, data))
     return found

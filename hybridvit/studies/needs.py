@@ -11,7 +11,7 @@ from hybridvit import build
 from hybridvit.config import RunConfig
 from hybridvit.data.resident import fits
 from hybridvit.studies.facts import kept_facts, known
-from hybridvit.studies.grid import Study
+from hybridvit.studies.grid import Cell, Study
 
 # What a plan's memory leaves out: CUDA itself, kernels' workspaces, the resident images, and what
 # the allocator keeps.
@@ -41,20 +41,24 @@ def needs(study: Study, out: Path, *, gpu: bool) -> dict[str, Needs]:
         if key not in streams:
             streams[key] = _streams(config)
         cores = study.threads + (config.data.workers if streams[key] else 0)
-        found[cell.name] = Needs(cores, memory.get(cell.name) if cell.kind == "train" else 0)
+        found[cell.name] = Needs(cores, 0 if cell.kind == "pixels" else memory.get(cell.name))
     return found
 
 
 def _memory(study: Study, out: Path) -> dict[str, int | None]:
     """Bytes of each cell; none where they cannot be counted, so that it has a GPU for itself."""
-    kept = kept_facts(out)
+    kept, arms = kept_facts(out), dict[tuple[str, ...], list[Cell]]()
+    for cell in study.cells:
+        if cell.kind != "pixels":
+            labels = (label for axis, label in cell.arm.items() if axis != "tune")
+            arms.setdefault(tuple(labels), []).append(cell)
     try:
-        facts = known(study, kept)
+        facts = known(arms.values(), kept)
     except ValueError:  # a cell that cannot be made will say why
         return {}
     return {
         cell.name: None if f.memory is None else int(GPU_FACTOR * f.memory) + GPU_BYTES
-        for cells, f in zip(study.arms(), facts, strict=True)
+        for cells, f in zip(arms.values(), facts, strict=True)
         for cell in cells
     }
 

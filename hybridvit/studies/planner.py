@@ -40,7 +40,7 @@ def plan(study: Study, out: Path, executor: Executor | None = None) -> Study:
     kept = kept_facts(out)
     arms: list[Arm] = []
     if study.match in (*SET_BY_MATCH, "params"):
-        facts = known(study, kept)
+        facts = known(study.arms(), kept)
         if study.match == "seconds":
             out.mkdir(parents=True, exist_ok=True)  # which any machine of the executor can read
             executor = executor or Local(study.threads)

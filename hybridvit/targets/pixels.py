@@ -55,7 +55,7 @@ class PixelTarget(Target):
             )
         self.window = self.patch_px if window is None else window
         valid = valid_windows(data.image_size, self.patch_px)
-        if self.window not in valid:
+        if normalize == "window" and self.window not in valid:
             raise ValueError(
                 f"target 'pixels': windows of {self.window} px do not fit patches of "
                 f"{self.patch_px} px on images of {data.image_size[0]} x {data.image_size[1]} px; "

@@ -98,6 +98,36 @@ def test_positions_follow_another_grid_and_nothing_else_may_differ(tmp_path: Pat
             start_from(objective(override), source)
 
 
+@pytest.mark.parametrize("kind", ["learned_2d", "relative_bias"])
+def test_other_learned_positions_are_what_the_encoder_makes_of_them(
+    kind: str, tmp_path: Path
+) -> None:
+    """On a larger image the encoder of the run itself interpolates: it attends as the one that
+    starts from it."""
+    choice = f"encoder.args.position={kind}"
+    source = pretrain(tmp_path, MAE, choice)
+    same, larger = objective(choice), objective(choice, "data.args.image_size=16")
+    start_from(same, source)
+    done = start_from(larger, source)["interpolated"]
+    assert done == [name for name in same.model.state_dict() if name.endswith("pos_embed")]
+    images = torch.rand(2, 3, 16, 16)
+    expected = same.model.eval().encoder(same.model.tokens(images))
+    found = larger.model.eval().encoder(larger.model.tokens(images))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_relative_positions_need_the_grid_they_were_learned_on(tmp_path: Path) -> None:
+    choice = "encoder.args.position=relative"
+    source = pretrain(tmp_path, MAE, choice)
+    with pytest.raises(ValueError, match="with position='relative' the same grid"):
+        start_from(objective(choice, "data.args.image_size=16"), source)
+
+
+def test_what_is_left_behind_is_named(tmp_path: Path) -> None:
+    source = pretrain(tmp_path)
+    assert start_from(objective(), source)["left"] == ["model.head", "model.mean", "model.std"]
+
+
 def test_only_a_finished_run_will_do(tmp_path: Path) -> None:
     source = pretrain(tmp_path)
     record = json.loads((source / "run.json").read_text())

@@ -297,6 +297,16 @@ def test_uneven_models_are_told(tmp_path: Path) -> None:
     assert "takes 2 times the forward FLOPs per image" in text
 
 
+def test_unequal_costs_are_told_of_whatever_is_compared(tmp_path: Path) -> None:
+    for arm, flops in (("none", 2_000_000_000), ("dear", 6_000_000_000)):
+        record = {"arm": {"kind": arm}, "model": {"flops": {"forward": flops}}}
+        lr = {"optim": {"lr": flops}}
+        write_run(tmp_path, results={"test/accuracy": 0.5}, record=record, config=lr)
+    arms = group(find_runs([tmp_path]))
+    text = " ".join(caveats(arms, compare(arms, baseline={"kind": "none"})))
+    assert "dear takes 3 times the forward FLOPs per image of none." in text
+
+
 def test_test_split_and_many_claims(tmp_path: Path) -> None:
     write_pair(tmp_path)
     assert "comparisons are on this page" not in caveats_of(tmp_path)

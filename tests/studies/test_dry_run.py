@@ -32,6 +32,16 @@ def test_a_dry_run_shows_each_arm_and_writes_nothing(tmp_path: Path) -> None:
     assert max(map(len, lines[:5])) <= 120
 
 
+def test_jobs_at_once_are_those_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, out = read(tmp_path / "s", "epochs"), tmp_path / "out"
+    monkeypatch.setattr("hybridvit.studies.executors.local.cores", lambda: 8)
+    assert "8 at once here" in dry_run(study, out)
+    assert "3 at once here" in dry_run(study, out, slots=3)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert "2 or more at once here" in dry_run(study, out)
+    assert "3 at once here" in dry_run(study, out, slots=3)
+
+
 def test_data_that_are_not_here_are_planned_for_but_not_matched(tmp_path: Path) -> None:
     data = [f"data={{name: cifar10, args: {{root: {tmp_path}, image_size: 32}}}}"]
     (tmp_path / "s").mkdir()

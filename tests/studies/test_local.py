@@ -20,6 +20,7 @@ from hybridvit.studies.executors.local import Local, Running, place
 from hybridvit.studies.facts import known
 from hybridvit.studies.grid import read_study
 from hybridvit.studies.needs import GPU_BYTES, GPU_FACTOR, needs
+from hybridvit.studies.tuning import tuning_cells
 
 HERE = Path(__file__).parent
 
@@ -138,6 +139,18 @@ def test_a_broken_cell_is_left_to_say_so_itself(tmp_path: Path) -> None:
     assert [found[c.name].cores for c in study.cells] == [1, 1]
 
 
+def test_tuning_runs_take_the_memory_of_their_arm(tmp_path: Path) -> None:
+    axes = "axes: {width: {narrow: {}, wide: {encoder: {args: {dim: 384}}}}}"
+    text = f"{{title: T, question: Q, config: digits.yaml, {axes}, seeds: [0], "
+    (tmp_path / "study.yaml").write_text(text + "tune: {optim.lr: [0.001, 0.01]}}")
+    study = read_study(tmp_path, [])
+    trials = dataclasses.replace(study, cells=[c for arm in tuning_cells(study) for c in arm])
+    of_seeds = [n.memory for n in needs(study, tmp_path / "out", gpu=True).values()]
+    of_trials = [n.memory for n in needs(trials, tmp_path / "out", gpu=True).values()]
+    assert of_trials == [of_seeds[0], of_seeds[0], of_seeds[1], of_seeds[1]]
+    assert GPU_BYTES < (of_seeds[0] or 0) < (of_seeds[1] or 0)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.skipif(cores() < 2, reason="one core")
 def test_two_jobs_share_this_gpu(tmp_path: Path) -> None:
@@ -158,6 +171,6 @@ def test_cells_need_their_threads_and_their_decoders(tmp_path: Path) -> None:
     assert [found[c.name].cores for c in study.cells] == [2, 2, 5]
     pixels, *trained = (found[c.name].memory for c in study.cells)
     assert pixels == 0
-    facts = known(study, {})
+    facts = known(study.arms(), {})
     assert trained == [int(GPU_FACTOR * (f.memory or 0)) + GPU_BYTES for f in facts]
     assert {n.memory for n in needs(study, tmp_path / "out", gpu=False).values()} == {None, 0}

@@ -59,6 +59,13 @@ def test_the_right_answer_decodes_to_the_image(normalize: str, channels: int) ->
     torch.testing.assert_close(decoded.flatten(2), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("normalize", ["none", "data"])
+def test_without_windows_a_patch_may_be_one_pixel(normalize: str) -> None:
+    model = make_objective(stem_args={"patch": 1}).model
+    target = PixelTarget(model=model, data=DATA, normalize=normalize)  # type: ignore[arg-type]
+    assert target.outputs == 3
+
+
 def test_losses() -> None:
     values = torch.randn(2, 3, 48)
     assert float(make().loss(values + 0.5, values)) == pytest.approx(0.25)
