@@ -28,6 +28,7 @@ def main() -> None:
         try:
             if turns is None:
                 turns = build(case, CASES[case].contestants[name])
+                free_cached()
                 answer: dict[str, Any] = {}
             elif request["do"] == "turn":
                 answer = {"rate": turns.turn(request["seconds"])}

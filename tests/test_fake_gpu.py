@@ -26,10 +26,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridvit.config import EvalConfig, OptimConfig, RunConfig, TrainConfig
 from hybridvit.contracts import Batch, Objective
+from hybridvit.data import policy
 from hybridvit.data.augment import Augment, augment
 from hybridvit.data.loader import TrainLoader, order
 from hybridvit.data.splits import ArraySplit
 from hybridvit.engine import fit as engine
+from hybridvit.engine.average import MovingAverage
 from hybridvit.engine.optim import make_optimizer
 from hybridvit.objectives import OBJECTIVES
 
@@ -135,9 +137,11 @@ AUGMENTS = {
 
 
 @pytest.fixture(scope="module")
-def mode() -> FakeTensorMode:
+def mode() -> Iterator[FakeTensorMode]:
     """One for all of these tests: a policy keeps its table, which is of a mode."""
-    return FakeTensorMode()
+    policy._strengths.cache_clear()
+    yield FakeTensorMode()
+    policy._strengths.cache_clear()  # a real GPU would be given fake ones
 
 
 @pytest.mark.parametrize("size", [32, 48])
@@ -202,6 +206,7 @@ def test_steps_wait_for_nothing_between_log_points(
 ) -> None:
     """The host first asks at the step that is logged, the fifth: whether all was finite."""
     made = make_objective("dino", **SMALL["dino"])
+    average = MovingAverage(made, 0.9)
     config = RunConfig(
         optim=OptimConfig(clip_norm=clip_norm),
         train=TrainConfig(epochs=2, batch_size=4, accumulate=accumulate, log_every=5),
@@ -210,6 +215,7 @@ def test_steps_wait_for_nothing_between_log_points(
     progress, fabric = engine.Progress(), FakeFabric()
     with FakeTensorMode(), NoCopies() as copies:
         module_on_gpu(made)
+        module_on_gpu(average.module)
         optimizer = make_optimizer(made, config.optim)
         fabric.parameters = [p for p in made.parameters() if p.requires_grad]
         wrapped = SimpleNamespace(
@@ -222,7 +228,7 @@ def test_steps_wait_for_nothing_between_log_points(
         loader: Any = SimpleNamespace(batches=lambda start, steps: batches)
         nothing: Any = None
         with pytest.raises(DataDependentOutputException), autocast():
-            engine.fit(fabric, made, made, wrapped, None, loader, 20, config, progress, nothing)
+            engine.fit(fabric, made, made, wrapped, average, loader, 20, config, progress, nothing)
     assert progress.step == 5
     assert copies.sent == 0
 

@@ -84,9 +84,12 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("resident", ["true", "false"])
 @pytest.mark.parametrize("objective", ["supervised", "masked_patch", "mae", "simmim", "dino"])
-def test_steps_wait_for_nothing(objective: str) -> None:
-    overrides = [f"objective.name={objective}", "train.precision=bf16", "data.resident=true"]
+def test_steps_wait_for_nothing(objective: str, resident: str) -> None:
+    overrides = [f"objective.name={objective}", "train.precision=bf16", "train.ema=0.9"]
+    overrides += [f"data.resident={resident}", "data.workers=0"]
     if objective == "dino":
         overrides.append("data.augment.crop=resized")
     steps = Steps(config.load("digits.yaml", overrides))
@@ -104,6 +107,8 @@ def losses(out: Path, *overrides: str) -> Tensor:
     return torch.tensor([x["train/loss"] for x in map(json.loads, lines) if "train/loss" in x])
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 @pytest.mark.parametrize("objective", ["supervised", "mae"])
 @pytest.mark.parametrize(
     "fast",

@@ -109,6 +109,13 @@ class TrainLoader:
             partial(order, self.seed, n=len(split), device=self._home)
         )
 
+    @property
+    def together(self) -> int:
+        """How many batches are augmented at once."""
+        if self.resident is None:
+            return 1
+        return max(1, TOGETHER // (self.image_size[0] * self.image_size[1] * self.share))
+
     def batches(self, start_position: int, steps: int) -> Iterator[Batch]:
         """`steps` batches from a position on; the next one is `steps * batch_size` further.
 
@@ -123,8 +130,7 @@ class TrainLoader:
             for start, images in zip(starts, pictures, strict=True):
                 yield self._batch(*self._slots(start), images)
             return
-        height, width = self.image_size
-        together = max(1, TOGETHER // (height * width * self.share))
+        together = self.together
         for block in (starts[n : n + together] for n in range(0, steps, together)):
             slots, epochs = (torch.cat(each) for each in zip(*map(self._slots, block), strict=True))
             images = self.resident.images.index_select(0, slots)
@@ -133,11 +139,11 @@ class TrainLoader:
     def _batch(self, slots: Tensor, epochs: Tensor, images: Tensor) -> Batch:
         """Stored images of some places in the split, augmented."""
         index = self._index[slots]
-        key = draws.image_keys(self.seed, epochs, index).to(self.device)
+        key = _to(draws.image_keys(self.seed, epochs, index), self.device)
         keys = (key, *(draws.fold(key, view) for view in range(1, self.views)))
         views = [augment(images, k, self.augment, self.image_size, self.fill) for k in keys]
-        labels = self._labels[slots].to(self.device)
-        return Batch(views[0], labels, index.to(self.device), key, tuple(views[1:]))
+        labels, index = _to(self._labels[slots], self.device), _to(index, self.device)
+        return Batch(views[0], labels, index, key, tuple(views[1:]))
 
     def _slots(self, start: int) -> tuple[Tensor, Tensor]:
         """This rank's places in the split and their epochs, (share,) each."""
@@ -176,8 +182,8 @@ def eval_batches(
         plan = (list(range(start, min(start + batch_size, len(split)))) for start in starts)
         pictures = _decoded(split, plan, device, workers)
     for start, images in zip(starts, pictures, strict=True):
-        index = split.index[start : start + batch_size].to(device)
-        labels = split.labels[start : start + batch_size].to(device)
+        part = slice(start, start + batch_size)
+        index, labels = _to(split.index[part], device), _to(split.labels[part], device)
         key = draws.image_keys(0, torch.zeros_like(index), index)
         yield Batch(plain(images, image_size), labels, index, key)
 
@@ -217,6 +223,13 @@ def _checked(images: Tensor | str) -> Tensor:
     if isinstance(images, str):
         raise ValueError(images)
     return images
+
+
+def _to(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device, without the host waiting for a GPU."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 def _sent(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:

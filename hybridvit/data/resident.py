@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,9 +35,14 @@ class Resident:
         return len(self.labels)
 
 
+def stored_bytes(split: Split) -> int:
+    """Bytes of a split's decoded images."""
+    return math.prod(cache.shape(split))
+
+
 def fits(split: Split) -> bool:
     """Whether the decoded split takes at most 1 GiB."""
-    return len(split) * split.channels * split.size[0] * split.size[1] <= LIMIT_BYTES
+    return stored_bytes(split) <= LIMIT_BYTES
 
 
 def _kept(split: Split, progress: bool) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 
 from hybridvit import build
 from hybridvit.config import RunConfig
-from hybridvit.engine.bench import Steps, check_idle, memory_used, timed_steps
+from hybridvit.engine.bench import Steps, check_idle, memory_used, timed_steps, whole_steps
 
 SHARE = 0.8  # of the memory that is available, for training on a CPU
 STEP = 8  # above it, batch sizes are multiples of it
@@ -193,7 +193,7 @@ def _train(config: RunConfig, seconds: float, results: Connection) -> None:
     try:
         steps = Steps(config)
         taken = timed_steps(steps, seconds, warmup=WARMUP, least=LEAST)
-        rate = median(size / sum(spent.values()) for spent in taken)
+        rate = median(size / spent for spent in whole_steps(steps, taken, seconds))
         results.send(Trial(size, rate, memory_used(steps.fabric.device)))
     except ValueError as error:
         results.send(str(error))
@@ -205,8 +205,13 @@ def _train(config: RunConfig, seconds: float, results: Connection) -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of a GPU or of the machine is used up."""
-    known = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, known) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of CUDA, cuBLAS, cuDNN
+    if any(words in str(error) for words in told):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and out_of_memory(cause)
 
 
 def trial_text(trial: Trial) -> str:

@@ -18,13 +18,13 @@ from torch import Tensor
 from hybridvit import build
 from hybridvit.analysis import cost
 from hybridvit.config import RunConfig
-from hybridvit.engine.compile import for_training
 from hybridvit.engine.fit import clip, wait_for_device
 from hybridvit.engine.run import Session
 from hybridvit.engine.runlog import RunDirectory, cores
 
 WARMUP = 3  # steps that are not counted
 LEAST = 5  # steps that are, however long they take
+UNBROKEN = 10  # steps at least that a GPU is given at once
 BUSY = 0.15  # share of one core that other processes may use
 PHASES = ("data", "forward", "backward", "optimizer")
 WORDS = {
@@ -50,9 +50,7 @@ class Steps:
         with TemporaryDirectory() as folder:  # nothing is written there
             session = Session(config, parts, RunDirectory(Path(folder)), show=False)
         self.session, self.config, self.fabric = session, config, session.fabric
-        called: Any = for_training(session.objective, config.train)
-        self.objective, self.optimizer = self.fabric.setup(called, session.optimizer)
-        self.objective.train()
+        self.objective, self.optimizer = session.prepare()
         self.batches = session.loader.batches(0, 2**31)
         self.step = 0
 
@@ -71,7 +69,7 @@ class Steps:
         self.optimizer.zero_grad()
         self.session.objective.after_step(self.step)
         if self.session.average is not None:
-            self.session.average.update_parameters(self.session.objective)
+            self.session.average.update(self.session.objective)
         phase("optimizer")
 
 
@@ -90,7 +88,8 @@ def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False
     steps = Steps(config)
     taken = timed_steps(steps, seconds)
     images = steps.config.train.batch_size
-    rates = sorted(images / sum(spent.values()) for spent in taken)
+    rates = sorted(images / spent for spent in whole_steps(steps, taken, seconds))
+    memory = memory_used(steps.fabric.device)  # before the products below take theirs
     spec = steps.session.dataset.spec()
     micro = images // steps.config.train.accumulate
     counted = cost.measure(steps.session.objective, spec.image_size, micro)
@@ -108,7 +107,7 @@ def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False
         "flops_per_second": reached,
         "peak_flops_per_second": peak,
         "share_of_peak": None if reached is None else reached / peak,
-        "memory_bytes": memory_used(steps.fabric.device),
+        "memory_bytes": memory,
         "threads": torch.get_num_threads(),
         "device": device_name(steps.fabric.device),
     }
@@ -117,13 +116,51 @@ def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False
 def timed_steps(
     steps: Steps, seconds: float, *, warmup: int = WARMUP, least: int = LEAST
 ) -> list[dict[str, float]]:
-    """Seconds of each step by phase, for so long, after `warmup` steps; `least` at least."""
+    """Seconds of each step by phase, for so long, after `warmup` steps; `least` at least.
+
+    Resident images of several steps are augmented together: each step has its share of that.
+    """
     for _ in range(warmup):
         _timed(steps)
     taken: list[dict[str, float]] = []
     started = time.perf_counter()
     while len(taken) < least or time.perf_counter() - started < seconds:
         taken.append(_timed(steps))
+    if steps.session.loader.resident is not None:
+        share = resident_batch(steps)
+        taken = [{**spent, "data": share} for spent in taken]
+    return taken
+
+
+def resident_batch(steps: Steps) -> float:
+    """Seconds that a batch of resident images takes, of as many as are augmented together."""
+    loader, taken = steps.session.loader, []
+    for _ in range(3):
+        wait_for_device()
+        started = time.perf_counter()
+        for _ in loader.batches(0, loader.together):
+            pass
+        wait_for_device()
+        taken.append((time.perf_counter() - started) / loader.together)
+    return median(taken)
+
+
+def whole_steps(steps: Steps, by_phase: list[dict[str, float]], seconds: float) -> list[float]:
+    """Seconds of a step. On a GPU, whose work overlaps with the host's, of many without waiting
+    in between; else those that were measured by phase."""
+    if steps.fabric.device.type != "cuda":
+        return [sum(spent.values()) for spent in by_phase]
+    together = steps.session.loader.together
+    count = -(-UNBROKEN // together) * together
+    taken: list[float] = []
+    started = time.perf_counter()
+    while len(taken) < LEAST or time.perf_counter() - started < seconds:
+        wait_for_device()
+        before = time.perf_counter()
+        for _ in range(count):
+            steps.run(lambda _: None)
+        wait_for_device()
+        taken.append((time.perf_counter() - before) / count)
     return taken
 
 
@@ -249,7 +286,13 @@ def profile(config: RunConfig, out: Path, *, count: int = 5) -> list[tuple[str, 
     out.mkdir(parents=True, exist_ok=True)
     trace.export_chrome_trace(str(out / "trace.json"))
     time_of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    events = [(e.key, float(getattr(e, time_of))) for e in trace.key_averages()]
+    # Operators have the time of their kernels, but no operator starts those of a CUDA graph.
+    kind = "CUDA" if config.train.compile == "graphs" else "CPU"
+    events = [
+        (e.key, float(getattr(e, time_of)))
+        for e in trace.key_averages()
+        if e.device_type.name == kind and not getattr(e, "is_user_annotation", False)
+    ]
     total = sum(spent for _, spent in events)
     events.sort(key=lambda event: -event[1])
     costs = [(name, spent / total, kind_of(name)) for name, spent in events[:10]]

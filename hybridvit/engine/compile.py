@@ -61,7 +61,7 @@ def check_compile(train: TrainConfig, device: torch.device) -> None:
     """See whether a device can do what is asked of it.
 
     Raises:
-        ValueError: CUDA graphs without a GPU; no C++ compiler for the CPU.
+        ValueError: CUDA graphs without a GPU; no C++ compiler for the CPU, or C compiler for a GPU.
     """
     if train.compile == "graphs" and device.type != "cuda":
         raise ValueError(
@@ -72,6 +72,17 @@ def check_compile(train: TrainConfig, device: torch.device) -> None:
             f"train.compile={train.compile!r} needs a C++ compiler: install {_compiler_name()}, "
             "name another in the environment variable CXX, or use 'none'"
         )
+    if train.compile != "none" and device.type == "cuda" and c_compiler() is None:
+        raise ValueError(
+            f"train.compile={train.compile!r} needs a C compiler, by which Triton starts kernels: "
+            "install gcc, name another in the environment variable CC, or use 'none'"
+        )
+
+
+def c_compiler() -> str | None:
+    """The C compiler that Triton takes, if there is one."""
+    names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def compiler() -> str | None:

@@ -50,7 +50,13 @@ class Autocast(MixedPrecision):
 
 
 def make_fabric(precision: Precision) -> Fabric:
-    """Fabric for one device, a GPU if there is one, and a precision of `TrainConfig`."""
+    """Fabric for one device, a GPU if there is one, and a precision of `TrainConfig`.
+
+    Convolutions are computed in what a precision says: by default torch has them round float32 to
+    10 bits on GPUs (TF32), and matrix products not, so that stems would differ in more than what
+    they are.
+    """
+    torch.backends.cudnn.allow_tf32 = False
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "fp32":
         return Fabric(accelerator=device, devices=1, precision="32-true")

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from hybridvit import draws
 from hybridvit.config import RunConfig
 from hybridvit.contracts import Batch, Objective
 from hybridvit.data.loader import TrainLoader
+from hybridvit.engine.average import MovingAverage
 from hybridvit.engine.fabric import Fabric
 from hybridvit.engine.optim import schedule
 from hybridvit.engine.signals import blamed, stop_signals
@@ -54,7 +54,7 @@ def fit(
     wrapped: Any,
     objective: Objective,
     optimizer: Any,
-    average: AveragedModel | None,
+    average: MovingAverage | None,
     loader: TrainLoader,
     images: int,
     config: RunConfig,
@@ -95,7 +95,7 @@ def fit(
             optimizer.zero_grad()
             objective.after_step(step)
             if average is not None:
-                average.update_parameters(objective)
+                average.update(objective)
             progress.step = step
 
             stop = signals[:1]

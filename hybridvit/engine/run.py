@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from hybridvit import build
@@ -25,6 +24,7 @@ from hybridvit.data.splits import ArraySplit, DecodedSplit, Split, subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.engine import checkpoint
 from hybridvit.engine.allocator import keep_freed_memory
+from hybridvit.engine.average import MovingAverage
 from hybridvit.engine.compile import check_compile, for_training
 from hybridvit.engine.describe import (
     describe_data,
@@ -148,11 +148,8 @@ class Session:
         )
         self.length = len(self.train_split)
         self.optimizer = make_optimizer(self.objective, config.optim)
-        self.average = (
-            AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema))
-            if config.train.ema
-            else None
-        )
+        ema = config.train.ema
+        self.average = MovingAverage(self.objective, ema) if ema else None
         self.evaluated()  # an objective that names none should fail before training
         self.tensorboard: Any = None
         self.bar: Any = None
@@ -202,25 +199,28 @@ class Session:
         self._close(record, "complete", None)
         return Outcome(self.directory.path, "complete", _sentence(results))
 
+    def prepare(self) -> tuple[Any, Any]:
+        """The objective as training steps call it and its optimizer, all on the device."""
+        called: Any = for_training(self.objective, self.config.train)
+        objective, optimizer = self.fabric.setup(called, self.optimizer)
+        if self.average is not None:
+            self.average.to(self.fabric.device)
+        objective.train()
+        return objective, optimizer
+
     def fit(self) -> Progress:
         """Set up, resume if there is a checkpoint, and train to the end."""
         config, fabric = self.config, self.fabric
         path = checkpoint.latest(self.directory.checkpoints)
         progress = self._load(path) if path else Progress()
-        called: Any = for_training(self.objective, config.train)
-        objective, optimizer = fabric.setup(called, self.optimizer)
+        objective, optimizer = self.prepare()
         if path:  # now that the parameters are where their state must be
             self.optimizer.load_state_dict(checkpoint.read_optimizer(path))
-        if self.average is not None:
-            self.average.to(fabric.device)
-            # Read by the host at each update, which must not wait for the device.
-            self.average.n_averaged = self.average.n_averaged.cpu()
         steps = total_steps(config, self.length)
         if self.show and sys.stderr.isatty():
             self.bar = tqdm(total=steps, initial=progress.step, unit="step", dynamic_ncols=True)
         elif progress.step:
             self.say(f"resuming at step {progress.step} of {steps}")
-        objective.train()
         calls = Calls(self.log, self.evaluate, self.picture, self.save)
         fit(
             fabric,
@@ -271,7 +271,7 @@ class Session:
                 return {metric: self.head_accuracy(model, self.val_split)}
             bank = probes.extract(model, self.batches(self.train_split))
             val = probes.extract(model, self.batches(self.val_split))
-            predicted = probes.knn(bank, val[0], len(self.dataset.classes))
+            predicted = probes.knn(bank, val[0], len(self.dataset.classes), self.fabric.device)
             return {metric: accuracy(predicted, val[1])}
 
     def final_results(self) -> dict[str, float]:
@@ -305,7 +305,7 @@ class Session:
         predicted = {}
         if "knn" in self.config.eval.probes:
             classes = len(self.dataset.classes)
-            predicted[f"{prefix}/knn"] = probes.knn(bank, features, classes)
+            predicted[f"{prefix}/knn"] = probes.knn(bank, features, classes, self.fabric.device)
         if "linear" in self.config.eval.probes:
             predicted[f"{prefix}/linear"] = probes.linear(bank, features)
         return predicted
@@ -399,7 +399,7 @@ class Session:
         self.objective.load_state_dict(checkpoint.read_weights(path))
         if self.average is not None:
             self.average.module.load_state_dict(checkpoint.read_weights(path, checkpoint.EMA))
-            self.average.n_averaged.fill_(manifest["step"])
+            self.average.updates = manifest["step"]
         return Progress(manifest["step"], **manifest["progress"])
 
     def _close(self, record: dict[str, Any], status: str, error: str | None) -> None:

@@ -35,23 +35,28 @@ def extract(model: HybridViT, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]
     return torch.cat(features), torch.cat(labels)
 
 
-def knn(train: tuple[Tensor, Tensor], features: Tensor, classes: int) -> Tensor:
-    """Classes (M,) of features (M, D) by weighted k-NN (Wu et al. 2018) among labelled ones."""
+def knn(
+    train: tuple[Tensor, Tensor],
+    features: Tensor,
+    classes: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Classes (M,) of features (M, D) by weighted k-NN (Wu et al. 2018) among labelled ones.
+
+    Similarities are computed on `device` in float32, under autocast, too, whose rounding would
+    choose among near neighbours.
+    """
     from lightly.utils.benchmarking.knn import knn_predict
 
-    bank = F.normalize(train[0], dim=1).mT
-    ranked = [
-        knn_predict(
-            F.normalize(part, dim=1),
-            bank,
-            train[1],
-            classes,
-            knn_k=min(NEIGHBOURS, bank.shape[1]),
-            knn_t=0.1,
-        )[:, 0]
-        for part in features.split(1024)
-    ]
-    return torch.cat(ranked)
+    bank, labels = F.normalize(train[0], dim=1).mT.to(device), train[1].to(device)
+    neighbours = min(NEIGHBOURS, bank.shape[1])
+    predicted = []
+    with torch.autocast(bank.device.type, enabled=False):
+        for part in features.split(1024):
+            asked = F.normalize(part, dim=1).to(device)
+            ranked = knn_predict(asked, bank, labels, classes, knn_k=neighbours, knn_t=0.1)
+            predicted.append(ranked[:, 0].cpu())
+    return torch.cat(predicted)
 
 
 def linear(train: tuple[Tensor, Tensor], features: Tensor) -> Tensor:

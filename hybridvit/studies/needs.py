@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hybridvit import build
 from hybridvit.config import RunConfig
-from hybridvit.data.resident import fits
+from hybridvit.data.resident import LIMIT_BYTES, fits, stored_bytes
 from hybridvit.studies.facts import kept_facts, known
 from hybridvit.studies.grid import Cell, Study
 
@@ -33,15 +33,17 @@ def needs(study: Study, out: Path, *, gpu: bool) -> dict[str, Needs]:
         gpu: also count memory, from plan.json or anew.
     """
     memory = _memory(study, out) if gpu else {}
-    streams: dict[str, bool] = {}
+    of_data: dict[str, tuple[bool, int]] = {}
     found = {}
     for cell in study.cells:
         config = cell.config
         key = json.dumps(dataclasses.asdict(config.data), sort_keys=True)
-        if key not in streams:
-            streams[key] = _streams(config)
-        cores = study.threads + (config.data.workers if streams[key] else 0)
-        found[cell.name] = Needs(cores, 0 if cell.kind == "pixels" else memory.get(cell.name))
+        if key not in of_data:
+            of_data[key] = _streams_and_keeps(config)
+        streams, kept = of_data[key]
+        model = memory.get(cell.name)
+        taken = 0 if cell.kind == "pixels" else None if model is None else model + kept
+        found[cell.name] = Needs(study.threads + (config.data.workers if streams else 0), taken)
     return found
 
 
@@ -63,13 +65,15 @@ def _memory(study: Study, out: Path) -> dict[str, int | None]:
     }
 
 
-def _streams(config: RunConfig) -> bool:
-    """Whether processes beside a run's own decode its images; not if that cannot be known."""
-    if config.data.workers == 0:
-        return False
-    if config.data.resident is not None:
-        return not config.data.resident
+def _streams_and_keeps(config: RunConfig) -> tuple[bool, int]:
+    """Whether processes beside a run's own decode its images, and the bytes of images that it
+    keeps on the device beyond those of `GPU_BYTES`; neither if that cannot be known."""
+    resident = config.data.resident
     try:
-        return not fits(build.make_dataset(config, build.make_parts(config.plugins)[0]).train)
+        train = build.make_dataset(config, build.make_parts(config.plugins)[0]).train
     except (ValueError, OSError):  # the cell will say why
-        return False
+        return config.data.workers > 0 and resident is False, 0
+    if resident is None:
+        resident = fits(train)
+    beyond = max(0, stored_bytes(train) - LIMIT_BYTES)
+    return config.data.workers > 0 and not resident, beyond if resident else 0

@@ -96,9 +96,9 @@ def test_all_train_on_the_same_images() -> None:
     theirs, their_labels = peers.normalised_batch(job)
     batch = next(Steps(ours.training_config(job, [])).batches)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
-    where = batch.index  # ours come in another order
-    torch.testing.assert_close((batch.images - mean) / std, theirs[where])
-    assert torch.equal(batch.labels, their_labels[where])
+    where = batch.index.cpu()  # ours come in another order
+    torch.testing.assert_close((batch.images.cpu() - mean) / std, theirs.cpu()[where])
+    assert torch.equal(batch.labels.cpu(), their_labels.cpu()[where])
 
 
 def test_noise_has_the_statistics_that_peers_normalise_with() -> None:

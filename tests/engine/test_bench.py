@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,36 @@ def test_what_a_step_spends_adds_up() -> None:
     reached = found["flops_per_image"] * found["images_per_second"]
     assert found["share_of_peak"] == pytest.approx(reached / found["peak_flops_per_second"])
     assert "GFLOPs an image" in bench_text(found)
+
+
+def test_each_step_has_its_share_of_what_is_augmented_together() -> None:
+    """The first of a block would else pay for all, which a median does not see."""
+    steps = Steps(load())
+    drawn: list[int] = []
+    of_block = steps.session.loader.batches
+
+    def batches(start: int, count: int) -> Any:
+        drawn.append(count)
+        return of_block(start, count)
+
+    steps.session.loader.batches = batches  # type: ignore[method-assign]
+    taken = module.timed_steps(steps, 0.01)
+    assert len({spent["data"] for spent in taken}) == 1
+    assert set(drawn) == {steps.session.loader.together}
+    assert steps.session.loader.together > 1
+
+
+def test_a_gpu_is_not_waited_for_within_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    steps: Any = SimpleNamespace(
+        fabric=SimpleNamespace(device=torch.device("cuda")),
+        session=SimpleNamespace(loader=SimpleNamespace(together=4)),
+        run=lambda phase: events.append("step"),
+    )
+    monkeypatch.setattr(module, "wait_for_device", lambda: events.append("wait"))
+    taken = module.whole_steps(steps, [], 0.0)
+    assert len(taken) == module.LEAST
+    assert events == ["wait", *["step"] * 12, "wait"] * module.LEAST
 
 
 def test_steps_train_as_a_run_does() -> None:

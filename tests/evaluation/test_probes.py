@@ -44,6 +44,16 @@ def test_knn_equals_a_loop(spread: float) -> None:
     assert knn_accuracy(train, test) == brute_force_knn(train, test, probes.NEIGHBOURS)
 
 
+def test_knn_is_exact_where_training_is_not() -> None:
+    """Features whose common part is large: in bf16 all would be equally similar."""
+    train, test = (
+        (features + 20, labels) for features, labels in (clusters(90, 0.3, 0), clusters(60, 0.3, 1))
+    )
+    exact = probes.knn(train, test[0], 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(probes.knn(train, test[0], 3), exact)
+
+
 def test_knn_with_fewer_images_than_neighbours() -> None:
     train, test = clusters(6, 0.1, 0), clusters(9, 0.1, 1)
     assert knn_accuracy(train, test) == brute_force_knn(train, test, 6)

@@ -139,6 +139,15 @@ def test_a_broken_cell_is_left_to_say_so_itself(tmp_path: Path) -> None:
     assert [found[c.name].cores for c in study.cells] == [1, 1]
 
 
+def test_large_resident_sets_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridvit.studies.needs.stored_bytes", lambda split: 5 << 30)
+    axes = "axes: {data: {kept: {data: {resident: true}}, read: {data: {resident: false}}}}"
+    text = f"{{title: T, question: Q, config: digits.yaml, {axes}, seeds: [0]}}"
+    (tmp_path / "study.yaml").write_text(text)
+    kept, read = needs(read_study(tmp_path, []), tmp_path / "out", gpu=True).values()
+    assert (kept.memory or 0) - (read.memory or 0) == 4 << 30
+
+
 def test_tuning_runs_take_the_memory_of_their_arm(tmp_path: Path) -> None:
     axes = "axes: {width: {narrow: {}, wide: {encoder: {args: {dim: 384}}}}}"
     text = f"{{title: T, question: Q, config: digits.yaml, {axes}, seeds: [0], "

@@ -1,0 +1,39 @@
+"""The exponential moving average of an objective's weights, which evaluation looks at."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from hybridvit.contracts import Objective
+
+
+class MovingAverage:
+    """A copy of an objective whose parameters follow it: a <- a + (1 - decay) (p - a).
+
+    The first update takes the parameters as they are; buffers are always those of the objective.
+    torch's AveragedModel does the same but keeps its count in a tensor, which it copies to the
+    device at every update: the host then waits for a GPU.
+    """
+
+    def __init__(self, objective: Objective, decay: float) -> None:
+        self.module = copy.deepcopy(objective)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, objective: Objective) -> None:
+        """Follow the objective, which is on the same device, by one step."""
+        averages: list[Tensor] = list(self.module.parameters())
+        values: list[Tensor] = list(objective.parameters())
+        weight = 1 - self.decay if self.updates else 1.0
+        torch._foreach_lerp_(averages, values, weight)
+        for kept, buffer in zip(self.module.buffers(), objective.buffers(), strict=True):
+            kept.copy_(buffer)
+        self.updates += 1
+
+    def to(self, device: torch.device) -> nn.Module:
+        """Move the copy to a device."""
+        return self.module.to(device)
