@@ -172,7 +172,11 @@ def test_what_the_machine_cannot_do_is_said_before_anything_is_made(
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler: install no-such-compiler"):
         check_compile(TrainConfig(compile="blocks"), CPU)
     check_compile(TrainConfig(), CPU)
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if name == "clang" else None)
     check_compile(TrainConfig(compile="graphs"), torch.device("cuda"))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(ValueError, match="needs a C compiler, by which Triton"):
+        check_compile(TrainConfig(compile="graphs"), torch.device("cuda"))
 
 
 # --- recomputation ---
