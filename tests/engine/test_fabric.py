@@ -57,3 +57,11 @@ def test_images_reach_the_objective_as_they_are(precision: Precision) -> None:
     expected = torch.float32 if precision == "fp32" else torch.bfloat16
     assert module.product.dtype == expected
     assert loss.dtype == torch.float32
+
+
+def test_convolutions_are_as_exact_as_matrix_products() -> None:
+    """By default torch computes float32 convolutions in TF32 on GPUs, and products not."""
+    torch.backends.cudnn.allow_tf32 = True
+    make_fabric("fp32")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
