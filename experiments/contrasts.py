@@ -23,7 +23,8 @@ def read(folder: Path) -> dict[str, dict[int, float]]:
     with (folder / "results.csv").open() as lines:
         for row in csv.DictReader(lines):
             if row["metric"] == METRIC and row["status"] == "complete":
-                found[row["arm"]][int(row["seed"])] = 100 * float(row["value"])
+                # Runs that the report does not count come last.
+                found[row["arm"]].setdefault(int(row["seed"]), 100 * float(row["value"]))
     return dict(found)
 
 

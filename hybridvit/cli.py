@@ -197,7 +197,8 @@ def _study(arguments: argparse.Namespace) -> int:
     study = read_study(arguments.file, arguments.overrides, arguments.seeds)
     out = arguments.out or Path("runs") / study.name
     if arguments.dry_run:
-        print(dry_run(study, out, probe=arguments.probe, slots=arguments.jobs))
+        here = arguments.jobs if arguments.executor == "local" else None
+        print(dry_run(study, out, probe=arguments.probe, slots=here))
         return 0
     name, args = arguments.executor, arguments.executor_args
     executor = choose(name, args, threads=study.threads, slots=arguments.jobs, out=out)

@@ -356,7 +356,8 @@ def config_hash(config: RunConfig) -> str:
     """
     content = resolved(config)
     if config.init is not None:
-        content["init"] = Path(config.init).name.rpartition("-")[2]
+        name = Path(config.init).name
+        content["init"] = re.sub(r"^.*-(?=[0-9a-f]{8}$)", "", name)
     if config.data.name != "image_folder":
         content["data"]["args"].pop("root", None)
     content["data"]["args"].pop("download", None)

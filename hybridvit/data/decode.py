@@ -8,6 +8,7 @@ removal, so that it may be missing.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -63,7 +64,9 @@ def decode(
         try:
             is_plain = is_jpeg and image.mode in ("L", "RGB")
             if is_plain and decoder == "simplejpeg":
-                return _simplejpeg(path, size, channels)
+                # It refuses what libjpeg warns of; Pillow reads a file that is whole all the same.
+                with suppress(ValueError):
+                    return _simplejpeg(path, size, channels)
             whole = image.size
             if is_jpeg:
                 image.draft(None, (size[1], size[0]))

@@ -54,7 +54,7 @@ def imagenet(root: str | None = None, image_size: int = 224, decoder: Choice = "
             "folder a class; set data.args.root or the environment variable HYBRIDVIT_DATA to "
             "the folder that holds them (download: https://image-net.org, needs an account)"
         )
-    data = _from_folder("imagenet", folder, image_size, decoder)
+    data = _from_folder("imagenet", folder, image_size, decoder, tests=("val",))
     if len(data.classes) != 1000:
         data.notes.append(f"{len(data.classes)} class folders, where ImageNet-1k has 1000")
     return data
@@ -70,7 +70,14 @@ class _Listing:
     ignored: Counter[str] = field(default_factory=Counter)
 
 
-def _from_folder(name: str, root: Path, image_size: int, decoder: Choice) -> Dataset:
+def _from_folder(
+    name: str,
+    root: Path,
+    image_size: int,
+    decoder: Choice,
+    tests: tuple[str, ...] = ("test", "val"),
+) -> Dataset:
+    """`tests`: names that the folder of test images may have, the first one first."""
     check_image_size(image_size)  # before any file is read
     choose(decoder)
     _check_folder(root)
@@ -80,8 +87,9 @@ def _from_folder(name: str, root: Path, image_size: int, decoder: Choice) -> Dat
         train, test_root = _list_classes(root), None
     else:
         train = _list_classes(root / "train")
-        test_root = next((root / t for t in ("test", "val") if (root / t).is_dir()), None)
-        if test_root is not None and test_root.name == "test" and (root / "val").is_dir():
+        test_root = next((root / t for t in tests if (root / t).is_dir()), None)
+        is_test = test_root is not None and test_root.name == "test"
+        if is_test and (root / "val").is_dir():
             notes.append("val/ is not used: validation images are split off train/")
     test = None if test_root is None else _list_test(test_root, train.classes, notes)
     if ignored := train.ignored + (test.ignored if test else Counter()):

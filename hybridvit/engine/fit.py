@@ -109,8 +109,8 @@ def fit(
                     f"loss or gradient is not finite at step {step} or up to "
                     f"{train.log_every - 1} steps before"
                 )
+            clock.lap()  # the seconds are logged or saved
             if logs:
-                clock.lap()
                 calls.log(step, {"lr": factor * max(peaks), **clock.times(), **host(output)})
             with clock.paused():
                 if evaluates:

@@ -91,15 +91,20 @@ def _fitted(
         )
     fitted, interpolated = {}, []
     for name, tensor in found.items():
-        if tensor.shape != wanted[name].shape and name.endswith("pos_embed"):
-            tensor = moved(model.encoder.position, tensor, old, model.encoder.grid)
+        new = tensor
+        if name.endswith("pos_embed") and old != model.encoder.grid:
+            if model.encoder.position == "relative":
+                raise ValueError(
+                    f"init={str(run)!r}: positions are of a grid of {old} there and of "
+                    f"{model.encoder.grid} here; with position='relative' use the same grid"
+                )
+            new = moved(model.encoder.position, tensor, old, model.encoder.grid)
+        if new is not tensor:
             interpolated.append(name)
-        if tensor.shape != wanted[name].shape:
-            of_grid = ", and with position='relative' the same grid"
+        if new.shape != wanted[name].shape:
             raise ValueError(
-                f"init={str(run)!r}: {name} is {tuple(tensor.shape)} there and "
+                f"init={str(run)!r}: {name} is {tuple(new.shape)} there and "
                 f"{tuple(wanted[name].shape)} here; use the same stem and encoder"
-                f"{of_grid if model.encoder.position == 'relative' else ''}"
             )
-        fitted[name] = tensor
+        fitted[name] = new
     return fitted, interpolated

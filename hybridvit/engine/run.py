@@ -144,7 +144,7 @@ class Session:
             resident=self.resident,
             workers=config.data.workers,
             views=self.objective.views,
-            fill=self.dataset.mean,
+            fill=self.objective.model.mean.flatten().tolist(),
         )
         self.length = len(self.train_split)
         self.optimizer = make_optimizer(self.objective, config.optim)
@@ -389,7 +389,7 @@ class Session:
             device=self.fabric.device,
             resident=False,
             views=self.objective.views,
-            fill=self.dataset.mean,
+            fill=self.objective.model.mean.flatten().tolist(),
         )
         return next(views.batches(0, 1))
 

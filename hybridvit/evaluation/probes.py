@@ -61,7 +61,8 @@ def knn(
 
 def linear(train: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
     """Classes (M,) of features (M, D) by a linear classifier on standardised features."""
-    mean, std = train[0].mean(dim=0), train[0].std(dim=0).clamp(min=1e-6)
+    spread = train[0].std(dim=0, correction=min(1, len(train[0]) - 1))  # 0 of one image
+    mean, std = train[0].mean(dim=0), spread.clamp(min=1e-6)
     scaled = (((train[0] - mean) / std).numpy(), train[1].numpy())
     return torch.from_numpy(logistic_regression(scaled, ((features - mean) / std).numpy()))
 
@@ -71,6 +72,8 @@ def logistic_regression(train: tuple[np.ndarray, np.ndarray], features: np.ndarr
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    if len(np.unique(train[1])) == 1:  # the solver wants two classes
+        return np.full(len(features), train[1][0])
     with warnings.catch_warnings():
         # The solver's last digits do not matter here; 1,000 steps are ample for an accuracy.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -83,5 +86,7 @@ def nearest_pixels(train: tuple[np.ndarray, np.ndarray], features: np.ndarray) -
     """Classes (M,) by 5 nearest neighbours."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    predicted: np.ndarray = KNeighborsClassifier(5).fit(*train).predict(features)
+    predicted: np.ndarray = (
+        KNeighborsClassifier(min(5, len(train[1]))).fit(*train).predict(features)
+    )
     return predicted

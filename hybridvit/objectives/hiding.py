@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ class Fill(nn.Module):
 
     def __init__(self, kind: FillKind, stem: Stem, data: DataSpec) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.channels = kind, data.channels
         self.register_buffer("mean", torch.tensor(data.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data.std).view(-1, 1, 1), persistent=False)
         if kind != "learned":
@@ -69,7 +70,8 @@ class Fill(nn.Module):
             total = torch.where(where, 0.0, images).sum(dim=(2, 3), keepdim=True)
             return total / (~where).sum(dim=(2, 3), keepdim=True).clamp(min=1)
         if self.kind == "noise":
-            u = draws.uniform(key, _NOISE, images[0].numel()).view(images.shape)
+            shape = (len(images), self.channels, *images.shape[2:])  # grey images stay grey
+            u = draws.uniform(key, _NOISE, math.prod(shape[1:])).view(shape)
             return (self.mean + self.std * (u - 0.5) * 12**0.5).clamp(0, 1)
         return self.mean
 

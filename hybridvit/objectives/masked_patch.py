@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybridvit.contracts import Batch, DataSpec, Objective, Prediction, StepOutput, Tokens
 from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score
-from hybridvit.objectives.masking import bert_corruption
+from hybridvit.objectives.masking import bert_corruption, corrupted_count
 from hybridvit.patches import patchify, take, unpatchify
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class MaskedPatch(Objective):
                 "they should be at least 0 and at most 1 together"
             )
         count = model.encoder.grid[0] * model.encoder.grid[1]
-        if int(count * ratio) < 1:
+        if corrupted_count(count, ratio) < 1:
             raise ValueError(
                 f"objective 'masked_patch': ratio={ratio} corrupts none of {count} patches; use a "
                 "finer stem or a higher ratio"

@@ -119,6 +119,11 @@ class Corruption(NamedTuple):
     source: Tensor  # (B, N) int64: the patch whose content stands here; its own unless replaced
 
 
+def corrupted_count(count: int, ratio: float) -> int:
+    """`ratio` of `count`, rounded down; 100 * 0.29 is 28.999999999999996."""
+    return math.floor(round(count * ratio, 9))
+
+
 def bert_corruption(
     key: Tensor, count: int, *, ratio: float = 0.5, masked: float = 0.8, replaced: float = 0.1
 ) -> Corruption:
@@ -127,7 +132,7 @@ def bert_corruption(
     Of the corrupted ones a share `masked` is masked and a share `replaced` replaced by another
     patch of the same image, drawn among those that are not hidden; the rest stays as it is.
     """
-    m = int(count * ratio)
+    m = corrupted_count(count, ratio)
     corrupted = draws.permutation(key, _WHICH, count)[:, :m]
     how = draws.uniform(key, _HOW, m)
     none = torch.zeros(len(key), count, dtype=torch.bool, device=key.device)

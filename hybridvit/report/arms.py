@@ -21,8 +21,7 @@ BUDGET = ("train.epochs", "train.steps", "train.images")
 MAX_LABEL_KEYS = 4
 PIXEL_METRICS = ("logistic_regression", "knn")
 PROBES = ("linear", "knn")
-# The data root is where and not what the data are.
-NOT_COMPARED = ("seed", "data.args.root")
+NOT_COMPARED = ("seed",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,14 +163,20 @@ def _paired(
 
 def _baseline_pairs(arms: Sequence[Arm], baseline: Mapping[str, str]) -> list[tuple[Arm, Arm]]:
     trained = [arm for arm in arms if not arm.is_pixels]
-    known = {_canonical(arm.first.arm): arm for arm in trained}
+    known: dict[str, list[Arm]] = defaultdict(list)
+    for arm in trained:
+        known[_canonical(arm.first.arm)].append(arm)
     found = []
     for arm in trained:
         values = arm.first.arm
         wanted = {**values, **{axis: v for axis, v in baseline.items() if axis in values}}
-        other = known.get(_canonical(wanted))
-        if other is not None and other is not arm:
-            found.append((arm, other))
+        if wanted == values:
+            continue
+        others = known.get(_canonical(wanted), [])
+        # Of several passes over a study, the one most like it.
+        apart = [len(varying([arm.first, other.first])) for other in others]
+        if others:
+            found.append((arm, others[apart.index(min(apart))]))
     return found
 
 
@@ -252,8 +257,15 @@ def _plain(value: Any) -> str:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """A run's config by dotted key; the run that it started from without the seed of that."""
+    """A run's config by dotted key; the run that it started from without the seed of that.
+
+    Where a known data set lies, and whether it may be fetched, is not what the data are; a folder
+    of one's own is known by its place alone.
+    """
     flat = _flatten(run.config)
+    flat.pop("data.args.download", None)
+    if flat.get("data.name") != "image_folder":
+        flat.pop("data.args.root", None)
     if isinstance(flat.get("init"), str):
         flat["init"] = re.sub(r"-seed-?\d+(-[0-9a-f]{8})?$", "", PurePath(flat["init"]).name)
     return flat

@@ -9,10 +9,10 @@ from pathlib import PurePath
 from typing import Any
 
 from hybridvit.report import tuning
-from hybridvit.report.arms import Arm, Comparison
+from hybridvit.report.arms import Arm, Comparison, settings
 from hybridvit.report.leakage import leaked
 from hybridvit.report.runs import Run
-from hybridvit.report.tables import rows
+from hybridvit.report.tables import Row, rows
 from hybridvit.studies.choices import Choice
 from hybridvit.studies.statistics import MIN_SEEDS, detectable
 
@@ -192,18 +192,25 @@ def _too_few(arms: Sequence[Arm]) -> Iterable[str]:
 
 
 def _below_pixels(arms: Sequence[Arm]) -> Iterable[str]:
-    scored = [row for row in rows(arms) if row.result and row.metric]
-    baselines = [(r.metric, r.result.mean) for r in scored if r.arm.is_pixels and r.result]
-    if not baselines:
-        return
-    metric, best = max(baselines, key=lambda b: b[1])
-    below = [
-        f"{row.arm.label} ({row.metric}, {row.result} %)"
-        for row in scored
-        if row.result and not row.arm.is_pixels and row.result.mean <= best
-    ]
-    if below:
-        yield f"Not above {metric} on raw pixels ({100 * best:.1f} %): {'; '.join(below)}."
+    """Each data set by itself."""
+    by_data: dict[str, list[Row]] = {}
+    for row in rows(arms):
+        if row.result and row.metric:
+            known = settings(row.arm.first)
+            data = [known.get(key) for key in ("data.name", "data.args.root")]
+            by_data.setdefault(str(data), []).append(row)
+    for scored in by_data.values():
+        baselines = [(r.metric, r.result.mean) for r in scored if r.arm.is_pixels and r.result]
+        if not baselines:
+            continue
+        metric, best = max(baselines, key=lambda b: b[1])
+        below = [
+            f"{row.arm.label} ({row.metric}, {row.result} %)"
+            for row in scored
+            if row.result and not row.arm.is_pixels and row.result.mean <= best
+        ]
+        if below:
+            yield f"Not above {metric} on raw pixels ({100 * best:.1f} %): {'; '.join(below)}."
 
 
 def _many_claims(comparisons: Sequence[Comparison]) -> Iterable[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from hybridvit.report.arms import Arm, Comparison
+from hybridvit.report.arms import Arm, Comparison, settings
 from hybridvit.report.runs import Run, part_name
 from hybridvit.studies.statistics import mean_interval
 
@@ -119,7 +119,9 @@ def matched(arms: Sequence[Arm], match: str | None) -> str | None:
 
 def _family(c: Comparison) -> str:
     stems = [arm.first.config.get("stem") for arm in (c.arm, c.other)]
-    return json.dumps([stems, c.arm.first.objective, c.metric], sort_keys=True)
+    known = settings(c.arm.first)
+    data = [known.get(key) for key in ("data.name", "data.args.root")]
+    return json.dumps([stems, c.arm.first.objective, c.metric, data], sort_keys=True)
 
 
 def _crossover(group: Sequence[Comparison], cost: Cost) -> Crossover | None:
@@ -133,18 +135,15 @@ def _crossover(group: Sequence[Comparison], cost: Cost) -> Crossover | None:
         if not hybrid or not pure or len(knots) < 2:
             return None
         ahead = [(x, _at(hybrid, x) - _at(pure, x)) for x in knots]
-        crossings = [
-            (x + (y - x) * a / (a - b), "above" if a < 0 else "below")
-            for (x, a), (y, b) in pairwise(ahead)
-            if (a < 0) != (b < 0)
-        ]
+        crossings = _crossings(ahead)
+        tied = any(a == 0 for _, a in ahead)
         if len(crossings) == 1:
             at.append(crossings[0][0])
             directions.add(crossings[0][1])
-        elif crossings:
+        elif crossings or tied:  # a tie alone is neither a lead nor a crossing
             directions.add("several")
         else:
-            directions.add("nowhere" if all(a < 0 for _, a in ahead) else "everywhere")
+            directions.add("nowhere" if ahead[0][1] < 0 else "everywhere")
     if not seeds:
         return None
     is_one = len(directions) == 1 and "several" not in directions
@@ -162,6 +161,18 @@ def _crossover(group: Sequence[Comparison], cost: Cost) -> Crossover | None:
         directions.pop() if is_one else None,
         None if interval is None else (math.exp(interval[0]), math.exp(interval[1])),
     )
+
+
+def _crossings(ahead: Sequence[tuple[float, float]]) -> list[tuple[float, str]]:
+    """Where a lead (log cost, difference) changes hands, and on which side of that the hybrid is
+    ahead; where the difference is zero at a point, that is the place."""
+    found = []
+    for (x, a), (y, b) in pairwise([point for point in ahead if point[1] != 0]):
+        if a * b < 0:
+            ties = [z for z, d in ahead if x < z < y and d == 0]
+            place = sum(ties) / len(ties) if ties else x + (y - x) * a / (a - b)
+            found.append((place, "above" if a < 0 else "below"))
+    return found
 
 
 def _curve(

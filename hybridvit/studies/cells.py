@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hybridvit.config import config_hash
+from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.engine.runlog import RunDirectory
 from hybridvit.registry import suggest
 from hybridvit.studies.executors import Executor, Job
@@ -112,15 +112,13 @@ def run_cell(cell: Cell, out: Path) -> None:
 
     folder = out / cell.name
     folder.mkdir(parents=True, exist_ok=True)
-    if is_held(folder):
+    if is_held(folder) or (cell.after is not None and is_held(out / cell.after)):
         sys.exit(BUSY)
     (folder / ERROR).unlink(missing_ok=True)
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
-    config = cell.config
-    if cell.after is not None:  # its name, which alone is a part of the hash, becomes its place
-        config = dataclasses.replace(config, init=str(out / cell.after))
+    config = _with_init(cell, out)
     try:
         if cell.kind == "pixels":
             outcome = pixel_baseline(config, folder)
@@ -130,6 +128,8 @@ def run_cell(cell: Cell, out: Path) -> None:
                 config, name=cell.name, out=folder, arm=cell.arm, tunes=tunes, show=False
             )
     except Exception as error:  # whatever ends a cell must not end the study; it is shown as failed
+        if is_held(folder):  # another process was quicker, and may succeed
+            sys.exit(BUSY)
         is_mistake = isinstance(error, ValueError)
         kind = "" if is_mistake else f"{type(error).__name__}: "
         (folder / ERROR).write_text(f"{kind}{error}")
@@ -137,6 +137,14 @@ def run_cell(cell: Cell, out: Path) -> None:
             sys.exit(2)
         raise
     sys.exit(0 if outcome.status == "complete" else 1)
+
+
+def _with_init(cell: Cell, out: Path) -> RunConfig:
+    """A cell's config, in which the name of the run that it starts from, which alone is a part of
+    the hash, becomes its place."""
+    if cell.after is None:
+        return cell.config
+    return dataclasses.replace(cell.config, init=str(out / cell.after))
 
 
 def _needs(study: Study, out: Path, executor: Executor) -> dict[str, Needs]:
@@ -167,6 +175,8 @@ def _reuse(cell: Cell, out: Path) -> bool:
         shutil.copytree(source, temporary, symlinks=True, ignore=hidden, copy_function=_link)
         own = {**record, "name": cell.name, "arm": cell.arm, "reused_from": str(source)}
         RunDirectory(temporary).write_record(own)
+        # Its own, too: the run that it started from may have another name here.
+        RunDirectory(temporary).write_config(resolved(_with_init(cell, out)))
         temporary.rename(out / cell.name)
         return True
     return False

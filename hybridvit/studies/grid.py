@@ -122,7 +122,11 @@ def read_study(path: Path, overrides: list[str], seeds: int | None = None) -> St
         raise ValueError(f"no study file {str(path)!r}; experiments/ holds the shipped ones")
     content = configs.read_yaml(path)
     _check(content, path)
-    _check_untuned(configs.dotlist(overrides), content, "an override", path)
+    given = configs.dotlist(overrides)
+    _check_untuned(given, content, "an override", path)
+    for key, instead in (("seed", "use --seeds, or `seeds`"), ("train.threads", "use `threads`")):
+        if OmegaConf.select(given, key) is not None:
+            raise ValueError(f"{key} is the study's own; {instead} in {path}")
     base_path = path.parent / content["config"]
     base = configs.compose(base_path if base_path.is_file() else configs.find(content["config"]))
     threads = content.get("threads", 1)

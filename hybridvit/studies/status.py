@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -46,12 +47,13 @@ class State:
 def state(place: Place) -> State:
     """How far a cell is; one that was killed counts as stopped, since it will go on."""
     error = place.folder / ERROR
-    if error.is_file():
-        return State("failed", error=error.read_text())
     record = read_json(place.folder / "run.json")
+    status = str((record or {}).get("status"))
+    # What another process wrote that came too late does not count against a run that succeeds.
+    if error.is_file() and status != "complete" and not is_held(place.folder):
+        return State("failed", error=error.read_text())
     if record is None:
         return State("waiting")
-    status = str(record.get("status"))
     if status == "running" and not is_held(place.folder):
         status = "stopped"
     epoch, seconds, rate = _progress(place.folder / "metrics.jsonl")
@@ -169,7 +171,7 @@ def study_name(path: Path) -> str:
     `experiments/0042-mine/study.yaml` is 0042-mine, `small.yaml` beside it 0042-mine-small; a file
     with no study.yaml beside it has its own name.
     """
-    folder = path.absolute().parent
+    folder = Path(os.path.abspath(path)).parent  # without the dots of `..`, which is no name
     if path.stem == "study":
         return folder.name
     return f"{folder.name}-{path.stem}" if (folder / "study.yaml").is_file() else path.stem

@@ -151,3 +151,16 @@ def test_decoders_give_equal_pixels(tmp_path: Path, decoder: Decoder) -> None:
         photo(tmp_path / "a.jpg", (121, 83), mode)
         pillows = pixels(tmp_path / "a.jpg", "pil", (83, 121), channels)
         assert torch.equal(pixels(tmp_path / "a.jpg", decoder, (83, 121), channels), pillows)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_whole_picture_with_stray_bytes_is_read(tmp_path: Path, decoder: Decoder) -> None:
+    """libjpeg warns of them, which simplejpeg takes for an error."""
+    path = tmp_path / "a.jpg"
+    photo(path, (48, 40))
+    clean = pixels(path, decoder, (40, 48), 3)
+    content = path.read_bytes()
+    assert content.endswith(b"\xff\xd9")
+    path.write_bytes(content[:-2] + b"\0\0" + content[-2:])
+    found = pixels(path, decoder, (40, 48), 3)
+    assert (found.double() - clean.double()).abs().mean() < 1

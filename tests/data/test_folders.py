@@ -218,10 +218,12 @@ def test_fingerprint_follows_paths_and_sizes(tmp_path: Path) -> None:
 def test_imagenet_reads_train_and_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "imagenet" / "train", {"n01": 3, "n02": 3})
     make(tmp_path / "imagenet" / "val", {"n01": 1, "n02": 1})
+    make(tmp_path / "imagenet" / "test", {".": 2})  # as it is handed out: without labels
     for root in (tmp_path, tmp_path / "imagenet"):
         data = imagenet(str(root), image_size=16)
         assert (len(data.train), len(data.test)) == (6, 2)
         assert "2 class folders, where ImageNet-1k has 1000" in data.notes
+        assert not any("val/ is not used" in note for note in data.notes)
     monkeypatch.setenv("HYBRIDVIT_DATA", str(tmp_path / "other"))
     with pytest.raises(ValueError, match="'imagenet' was not found") as caught:
         imagenet()

@@ -10,9 +10,12 @@ import torch
 from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, load, resolved
 from hybridvit.contracts import Objective
-from hybridvit.engine import checkpoint
+from hybridvit.encoder.model import HybridViT
+from hybridvit.encoder.vit import Encoder
+from hybridvit.engine import checkpoint, init
 from hybridvit.engine.init import start_from
 from hybridvit.engine.run import train
+from hybridvit.stems.linear import LinearStem
 
 TINY = [
     "encoder.args.dim=16",
@@ -116,10 +119,32 @@ def test_other_learned_positions_are_what_the_encoder_makes_of_them(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["learned_1d", "learned_2d", "relative_bias", "relative"])
+def test_a_grid_of_as_many_rows_is_another_grid(kind: str) -> None:
+    """2 x 8 patches and 8 x 2: tables of one shape, whose rows belong to other places."""
+    wide, high = (
+        HybridViT(
+            LinearStem(dim=8, patch=2),
+            Encoder(grid=grid, dim=8, depth=1, heads=1, position=kind),  # type: ignore[arg-type]
+            mean=(0.5,) * 3,
+            std=(0.2,) * 3,
+        )
+        for grid in ((2, 8), (8, 2))
+    )
+    found = init._tensors(wide)
+    if kind == "relative":
+        with pytest.raises(ValueError, match="use the same grid"):
+            init._fitted(found, high, (2, 8), Path("run"))
+        return
+    fitted, interpolated = init._fitted(found, high, (2, 8), Path("run"))
+    assert interpolated == [name for name in found if name.endswith("pos_embed")]
+    assert not any(torch.equal(fitted[name], found[name]) for name in interpolated)
+
+
 def test_relative_positions_need_the_grid_they_were_learned_on(tmp_path: Path) -> None:
     choice = "encoder.args.position=relative"
     source = pretrain(tmp_path, MAE, choice)
-    with pytest.raises(ValueError, match="with position='relative' the same grid"):
+    with pytest.raises(ValueError, match="with position='relative' use the same grid"):
         start_from(objective(choice, "data.args.image_size=16"), source)
 
 
@@ -145,3 +170,7 @@ def test_the_run_to_start_from_is_a_part_of_the_hash() -> None:
     ]
     assert hashes[1] == hashes[2]
     assert len(set(hashes)) == 3
+    # Without a hash at its end it is known by its name, of which the last part is a seed, say.
+    names = ("runs/mae-seed0", "runs/simmim-seed0", "elsewhere/mae-seed0")
+    mae, simmim, moved = (config_hash(RunConfig(init=name)) for name in names)
+    assert mae == moved != simmim

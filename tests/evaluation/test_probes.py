@@ -99,3 +99,12 @@ def test_nearest_pixels_equals_a_loop() -> None:
     arrays = [tuple(np.asarray(part) for part in split) for split in (train, test)]
     predicted = probes.nearest_pixels(arrays[0], arrays[1][0])
     assert (predicted == arrays[1][1]).mean() == hits / 20
+
+
+def test_probes_of_tiny_training_sets() -> None:
+    one = (torch.randn(1, 8), torch.tensor([2]))
+    alike = (torch.randn(6, 8), torch.full((6,), 2))
+    for train in (one, alike):
+        assert probes.linear(train, torch.randn(5, 8)).tolist() == [2] * 5
+        arrays = (train[0].numpy(), train[1].numpy())
+        assert probes.nearest_pixels(arrays, np.zeros((5, 8))).tolist() == [2] * 5

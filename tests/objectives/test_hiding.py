@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -238,3 +239,12 @@ def test_noise_has_the_mean_and_std_of_the_data() -> None:
         assert float(seen[:, channel].mean()) == pytest.approx(DATA.mean[channel], abs=0.005)
         assert float(seen[:, channel].std()) == pytest.approx(DATA.std[channel], abs=0.005)
     assert torch.equal(seen[7:8], fill(images[7:8], hidden[7:8], torch.tensor([7])))
+
+
+def test_noise_of_grey_images_is_grey() -> None:
+    grey = replace(DATA, channels=1, mean=(0.4,) * 3, std=(0.2,) * 3)
+    fill = Fill("noise", make("mae", "resnet").model.stem, grey)
+    hidden = torch.ones(2, 4, 4, dtype=torch.bool)
+    seen = fill(torch.zeros(2, 3, 16, 16), hidden, torch.arange(2))
+    assert torch.equal(seen, seen[:, :1].expand(-1, 3, -1, -1))
+    assert seen[:, 0].std() > 0.1

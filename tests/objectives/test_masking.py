@@ -156,3 +156,8 @@ def test_kept_are_the_others_in_order() -> None:
 def test_masking_errors(grid: tuple[int, int], ratio: float, unit: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Masking(grid, "random", ratio, unit)
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.29, 29), (0.57, 57), (0.5, 50), (0.295, 29)])
+def test_shares_are_rounded_down_but_not_by_rounding_errors(ratio: float, count: int) -> None:
+    assert bert_corruption(KEYS[:1], 100, ratio=ratio).corrupted.shape[1] == count

@@ -163,6 +163,32 @@ def test_arms_are_compared_with_the_baseline_that_is_like_them(tmp_path: Path) -
     assert headline(list(found.values()))[0].startswith("Against their baselines, 2 comparisons: ")
 
 
+def test_of_two_passes_over_a_study_each_has_its_baseline(tmp_path: Path) -> None:
+    for epochs in (1, 10):
+        for kind in ("none", "learned"):
+            write_run(
+                tmp_path, results={"test/accuracy": 0.5}, folder=f"{kind}-{epochs}",
+                record={"arm": {"kind": kind}},
+                config={"train": {"epochs": epochs}, "encoder": {"args": {"kind": kind}}},
+            )  # fmt: skip
+    found = compare(group(find_runs([tmp_path])), baseline={"kind": "none"})
+    assert len(found) == 2
+    for c in found:
+        assert c.arm.first.config["train"] == c.other.first.config["train"]
+        assert c.other.first.arm == {"kind": "none"}
+
+
+def test_folders_of_ones_own_are_other_data_wherever_known_sets_lie(tmp_path: Path) -> None:
+    for name, count in (("image_folder", 2), ("digits", 1)):
+        for i, root in enumerate(("/cats", "/dogs")):
+            args = {"root": root, "download": bool(i)}
+            write_run(
+                tmp_path / name, seed=i, results={"test/accuracy": 0.5}, folder=str(i),
+                config={"data": {"name": name, "args": args}},
+            )  # fmt: skip
+        assert len(group(find_runs([tmp_path / name]))) == count
+
+
 def test_example_interval_is_paired_over_images_and_seeds(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     n = 300

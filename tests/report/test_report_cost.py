@@ -76,6 +76,20 @@ def test_crossover_of_straight_lines_over_log_cost(tmp_path: Path) -> None:
     )
 
 
+def test_curves_of_two_data_sets_have_no_crossover(tmp_path: Path) -> None:
+    for name, cost, sign in (("cifar10", 1.0, 1), ("svhn", 2.0, -1)):
+        for stem, value in (("linear", 0.8), ("conv", 0.8 + 0.1 * sign)):
+            for seed in range(3):
+                flops = {"forward": int(cost * 1e9), "backward": 0}
+                write_run(
+                    tmp_path, stem, seed=seed, results={"test/accuracy": value},
+                    config={"data": {"name": name}},
+                    record={"model": {"flops": flops, "patch_local": stem == "linear"}},
+                )  # fmt: skip
+    assert len(compared(tmp_path)) == 2
+    assert crossovers(compared(tmp_path), GFLOPS) == []
+
+
 def test_crossover_of_bent_curves_by_a_fine_grid(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     costs = (1.0, 1.5, 3.0, 7.0)
@@ -99,6 +113,8 @@ def test_crossover_of_bent_curves_by_a_fine_grid(tmp_path: Path) -> None:
         ([[0.7, 0.7, 0.9], [0.9, 0.9, 0.95]], "no one crossover (2 of 3 seeds cross once)"),
         ([[0.7, 0.7, 0.9], [0.9, 0.9, 0.7]], "no one crossover (3 of 3 seeds cross once)"),
         ([[0.9] * 3, [0.7] * 3], "the hybrid is ahead below"),
+        ([[0.80] * 3, [0.84] * 3], "no one crossover (0 of 3 seeds cross once)"),
+        ([[0.80] * 3, [0.7] * 3], "no one crossover (0 of 3 seeds cross once)"),
     ],
 )
 def test_no_single_crossover(tmp_path: Path, hybrid: list[list[float]], words: str) -> None:

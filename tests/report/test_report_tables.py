@@ -262,6 +262,9 @@ def test_pixel_baselines_have_their_own_rows(tmp_path: Path) -> None:
     text = caveats_of(tmp_path)
     assert "Not above test/knn on raw pixels (97.0 %): " in text
     assert "conv / supervised (test/accuracy, 92.5 ± 0.5 %)" in text
+    other = {"data": {"name": "svhn"}}
+    write_run(tmp_path, "mlp", results={"test/accuracy": 0.5}, config=other, folder="svhn")
+    assert "mlp" not in caveats_of(tmp_path).partition("on raw pixels")[2].partition("\n")[0]
 
 
 @pytest.mark.parametrize(

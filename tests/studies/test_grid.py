@@ -48,6 +48,14 @@ def write(folder: Path, text: str = STUDY) -> Path:
     return path
 
 
+@pytest.mark.parametrize("override", ["seed=99", "train.threads=7"])
+def test_what_the_study_sets_itself_is_no_override(tmp_path: Path, override: str) -> None:
+    text = "{title: T, question: Q, config: digits.yaml, axes: {a: {b: {}}}}"
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ValueError, match="is the study's own; use"):
+        read_study(tmp_path, [override])
+
+
 def test_cells_are_the_product_of_axes_and_seeds(tmp_path: Path) -> None:
     study = read_study(write(tmp_path / "0009-mine"), TINY)
     assert study.name == "0009-mine"

@@ -42,8 +42,10 @@ def test_what_a_cell_is_doing_is_read_from_its_directory(tmp_path: Path) -> None
     assert (state(bad).status, state(bad).error) == ("diverged", "not finite")
     done = write(tmp_path / "c-0", {"status": "complete"}, LINE)
     assert state(done).share == 1
-    (done.folder / ".error").write_text("no data")
-    assert state(done) == State("failed", error="no data")
+    (done.folder / ".error").write_text("in use")  # by a second process that came too late
+    assert state(done).status == "complete"
+    (bad.folder / ".error").write_text("no data")
+    assert state(bad) == State("failed", error="no data")
     half = write(tmp_path / "d-0", {"status": "stopped"}, LINE)
     with (half.folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 5.0, "sec')  # cut off when it was killed
@@ -123,4 +125,5 @@ def test_variants_of_a_study_have_names_of_their_own(tmp_path: Path) -> None:
     assert study_name(folder / "small.yaml") == "small"  # a study by itself
     (folder / "study.yaml").touch()
     assert study_name(folder / "study.yaml") == "0042-mine"
+    assert study_name(folder / "figures" / ".." / "study.yaml") == "0042-mine"
     assert study_name(folder / "small.yaml") == "0042-mine-small"
