@@ -13,7 +13,7 @@ from hybridvit.studies.status import PLAN, read_json
 def write_plan(out: Path, content: dict[str, Any]) -> None:
     """Replace plan.json."""
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{PLAN}.tmp"
+    temporary = out / f".{PLAN}.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(content, indent=1))
     os.replace(temporary, out / PLAN)
 

@@ -148,6 +148,9 @@ def run_tuned(
         for i in asked:
             choices[i], missing = _choose(study, i, out)
             failed += missing
+        # Another process may have tuned other arms meanwhile.
+        later = kept_choices(study, out)
+        choices = [mine or theirs for mine, theirs in zip(choices, later, strict=True)]
         update_plan(out, **planned(study, choices))
     study = with_choices(study, choices)
     if named(study.cells, only):
