@@ -18,6 +18,7 @@ from typing import Any
 
 SCHEMA = 1  # of run.json and summary.json
 MAX_RECORD = 1 << 20  # bytes of a JSON or YAML file
+MAX_PLAN = 32 << 20  # bytes of plan.json, which names every cell and candidate
 MAX_METRICS = 64 << 20  # bytes of metrics.jsonl
 MAX_PICTURE = 4 << 20  # bytes of a figure
 MAX_PIXELS = 1 << 24  # of a figure: a small file can unpack to gigabytes
@@ -337,9 +338,9 @@ def load_json(root: Path, name: str, cap: int = MAX_RECORD) -> dict[str, Any]:
     return record
 
 
-def read_json(root: Path, name: str) -> dict[str, Any]:
+def read_json(root: Path, name: str, cap: int = MAX_RECORD) -> dict[str, Any]:
     """`load_json`, its texts cleaned."""
-    cleaned: dict[str, Any] = _clean_tree(load_json(root, name))
+    cleaned: dict[str, Any] = _clean_tree(load_json(root, name, cap))
     return cleaned
 
 

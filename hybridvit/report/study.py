@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hybridvit.report.runs import Run, number, read_json, read_yaml
+from hybridvit.report.runs import MAX_PLAN, Run, number, read_json, read_yaml
 from hybridvit.studies.choices import Choice, from_plain
 from hybridvit.studies.status import PLAN, study_name
 
@@ -90,7 +90,7 @@ def _texts(value: Any) -> dict[str, str]:
 
 def _content(folder: Path) -> dict[str, Any]:
     try:
-        return read_json(folder, PLAN)
+        return read_json(folder, PLAN, MAX_PLAN)
     except ValueError:
         return {}
 

@@ -121,6 +121,9 @@ def test_plans_are_read_with_care(tmp_path: Path) -> None:
     assert "seeds for 0.5 points" in (tmp_path / "out" / "report.md").read_text("utf-8")
     path.write_text('{"schema": 1, "baseline": {"stem": "linear", "lr": 3, "x": ["y"]}}')
     assert read_plan(runs) == Plan(baseline={"stem": "linear"})
+    many = json.dumps({"schema": 1, "baseline": {"stem": "linear"}, "more": ["x" * 99] * 20_000})
+    path.write_text(many)  # of hundreds of arms: two megabytes
+    assert read_plan(runs) == Plan(baseline={"stem": "linear"})
     for bad in (
         '{"schema": 1, "smallest_difference": -1, "match": [1], "baseline": "stem"}',
         "[",
