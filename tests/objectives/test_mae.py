@@ -219,7 +219,7 @@ def train(objective: MAE, batch: Batch) -> list[float]:
     ("args", "message"),
     [
         ({"ratio": 1.0}, "ratio=1.0"),
-        ({"unit": 3}, "unit=3 does not tile the grid of 4 x 4 patches; choose from 1, 2, 4"),
+        ({"unit": 3}, "unit=3 does not tile the grid of 4 x 4 patches; choose from 1, 2$"),
         ({"decoder_heads": 3}, "objective 'mae', its decoder: .*heads=3 must divide dim=16"),
         ({"decoder_dim": 18, "decoder_heads": 3}, "decoder_dim=18 .* multiple of 4"),
         ({"target_patch": 3}, "windows of 3 px"),
