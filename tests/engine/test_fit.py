@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -33,6 +34,7 @@ def run(
     steps_done: int = 0,
     objective=None,
     calls=lambda step: None,
+    saved=lambda progress: None,
 ):
     objective = objective or make_objective()
     optimizer = make_optimizer(objective, config.optim)
@@ -48,7 +50,7 @@ def run(
         lambda step, values: seen["log"].append((step, values)),
         lambda step: note("evaluate", step),
         lambda step: seen["picture"].append(step),
-        lambda progress: note("save", progress.step),
+        lambda progress: (saved(progress), note("save", progress.step)),
     )
     engine.fit(
         fabric,
@@ -79,6 +81,19 @@ def test_steps_logs_and_evaluations_come_when_due() -> None:
     assert [step for step, _ in seen["log"]] == [4, 8, 12]
     assert seen["evaluate"] == seen["save"] == [12]  # every 5 epochs of 4 steps, and at the end
     assert seen["log"][0][1].keys() >= {"lr", "seconds", "images_per_second", "train/loss"}
+
+
+def test_what_is_saved_has_the_seconds_of_all_its_steps() -> None:
+    """At an evaluation between two log points, too: a run that dies resumes from there."""
+    seconds = []
+    setup = dataclasses.replace(config(log_every=100), eval=EvalConfig(epochs=1))
+    run(
+        setup,
+        calls=lambda step: None,
+        saved=lambda progress: seconds.append(progress.train_seconds),
+    )
+    assert len(seconds) == 3
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
 
 
 @pytest.mark.parametrize(

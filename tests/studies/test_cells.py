@@ -1,0 +1,57 @@
+"""Cells of a study beside other processes, and cells that other studies have run."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hybridvit.config import RunConfig, config_hash, resolved
+from hybridvit.engine.runlog import RunDirectory
+from hybridvit.studies.cells import BUSY, _reuse, run_cell
+from hybridvit.studies.grid import Cell
+from hybridvit.studies.plan_file import write_plan
+from hybridvit.studies.status import ERROR, PLAN, read_json
+
+
+def test_a_cell_waits_for_one_that_another_process_runs(tmp_path: Path) -> None:
+    before = tmp_path / "before-01234567"
+    before.mkdir()
+    cell = Cell("cell-01234567", RunConfig(), {}, after=before.name)
+    with (before / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit) as ended:
+            run_cell(cell, tmp_path)
+    assert ended.value.code == BUSY
+    assert not (tmp_path / cell.name / ERROR).exists()
+
+
+def test_a_reused_cell_starts_from_the_runs_of_its_own_study(tmp_path: Path) -> None:
+    """Or the report would take it for another arm than the seeds that are trained here."""
+    there, out = tmp_path / "there", tmp_path / "here"
+    cell = Cell("a-seed0-01234567", RunConfig(init="mine-seed0-89abcdef"), {"x": "a"})
+    cell = dataclasses.replace(cell, after="mine-seed0-89abcdef")
+    cell = dataclasses.replace(cell, name=f"a-seed0-{config_hash(cell.config)}")
+    source = there / f"b-seed0-{config_hash(cell.config)}"
+    source.mkdir(parents=True)
+    out.mkdir()
+    record = {"hash": config_hash(cell.config), "kind": "train", "status": "complete"}
+    (source / "run.json").write_text(json.dumps(record))
+    theirs = dataclasses.replace(cell.config, init="elsewhere/theirs-seed0-89abcdef")
+    RunDirectory(source).write_config(resolved(theirs))
+    assert _reuse(cell, out)
+    found = yaml.safe_load((out / cell.name / "config.yaml").read_text())
+    assert found["init"] == str(out / "mine-seed0-89abcdef")
+    kept = yaml.safe_load((source / "config.yaml").read_text())
+    assert kept["init"] == "elsewhere/theirs-seed0-89abcdef"
+
+
+def test_a_plan_is_replaced_whole(tmp_path: Path) -> None:
+    write_plan(tmp_path, {"schema": 1})
+    write_plan(tmp_path, {"schema": 2})
+    assert read_json(tmp_path / PLAN) == {"schema": 2}
+    assert [path.name for path in tmp_path.iterdir()] == [PLAN]
