@@ -33,7 +33,9 @@ def test_what_a_step_spends_adds_up() -> None:
     assert "GFLOPs an image" in bench_text(found)
 
 
-def test_each_step_has_its_share_of_what_is_augmented_together() -> None:
+def test_each_step_has_its_share_of_what_is_augmented_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The first of a block would else pay for all, which a median does not see."""
     steps = Steps(load())
     drawn: list[int] = []
@@ -43,7 +45,7 @@ def test_each_step_has_its_share_of_what_is_augmented_together() -> None:
         drawn.append(count)
         return of_block(start, count)
 
-    steps.session.loader.batches = batches  # type: ignore[method-assign]
+    monkeypatch.setattr(steps.session.loader, "batches", batches)
     taken = module.timed_steps(steps, 0.01)
     assert len({spent["data"] for spent in taken}) == 1
     assert set(drawn) == {steps.session.loader.together}

@@ -120,12 +120,12 @@ def test_other_learned_positions_are_what_the_encoder_makes_of_them(
 
 
 @pytest.mark.parametrize("kind", ["learned_1d", "learned_2d", "relative_bias", "relative"])
-def test_a_grid_of_as_many_rows_is_another_grid(kind: str) -> None:
+def test_a_grid_of_as_many_rows_is_another_grid(kind: Any) -> None:
     """2 x 8 patches and 8 x 2: tables of one shape, whose rows belong to other places."""
     wide, high = (
         HybridViT(
             LinearStem(dim=8, patch=2),
-            Encoder(grid=grid, dim=8, depth=1, heads=1, position=kind),  # type: ignore[arg-type]
+            Encoder(grid=grid, dim=8, depth=1, heads=1, position=kind),
             mean=(0.5,) * 3,
             std=(0.2,) * 3,
         )

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from conftest import make_objective
@@ -60,9 +62,9 @@ def test_the_right_answer_decodes_to_the_image(normalize: str, channels: int) ->
 
 
 @pytest.mark.parametrize("normalize", ["none", "data"])
-def test_without_windows_a_patch_may_be_one_pixel(normalize: str) -> None:
+def test_without_windows_a_patch_may_be_one_pixel(normalize: Any) -> None:
     model = make_objective(stem_args={"patch": 1}).model
-    target = PixelTarget(model=model, data=DATA, normalize=normalize)  # type: ignore[arg-type]
+    target = PixelTarget(model=model, data=DATA, normalize=normalize)
     assert target.outputs == 3
 
 
