@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridvit.contracts import Objective
 
@@ -33,7 +33,3 @@ class MovingAverage:
         for kept, buffer in zip(self.module.buffers(), objective.buffers(), strict=True):
             kept.copy_(buffer)
         self.updates += 1
-
-    def to(self, device: torch.device) -> nn.Module:
-        """Move the copy to a device."""
-        return self.module.to(device)

@@ -204,7 +204,7 @@ class Session:
         called: Any = for_training(self.objective, self.config.train)
         objective, optimizer = self.fabric.setup(called, self.optimizer)
         if self.average is not None:
-            self.average.to(self.fabric.device)
+            self.average.module.to(self.fabric.device)
         objective.train()
         return objective, optimizer
 

@@ -256,6 +256,12 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else _canonical(value)
 
 
+def data_of(run: Run) -> str:
+    """What names a run's data set, whatever of it was used: a folder of one's own by its place."""
+    known = settings(run)
+    return _canonical([known.get("data.name"), known.get("data.args.root")])
+
+
 def settings(run: Run) -> dict[str, Any]:
     """A run's config by dotted key; the run that it started from without the seed of that.
 

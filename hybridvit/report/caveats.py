@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from hybridvit.report import tuning
-from hybridvit.report.arms import Arm, Comparison, settings
+from hybridvit.report.arms import Arm, Comparison, data_of
 from hybridvit.report.leakage import leaked
 from hybridvit.report.runs import Run
 from hybridvit.report.tables import Row, rows
@@ -196,9 +196,7 @@ def _below_pixels(arms: Sequence[Arm]) -> Iterable[str]:
     by_data: dict[str, list[Row]] = {}
     for row in rows(arms):
         if row.result and row.metric:
-            known = settings(row.arm.first)
-            data = [known.get(key) for key in ("data.name", "data.args.root")]
-            by_data.setdefault(str(data), []).append(row)
+            by_data.setdefault(data_of(row.arm.first), []).append(row)
     for scored in by_data.values():
         baselines = [(r.metric, r.result.mean) for r in scored if r.arm.is_pixels and r.result]
         if not baselines:

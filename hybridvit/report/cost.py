@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from hybridvit.report.arms import Arm, Comparison, settings
+from hybridvit.report.arms import Arm, Comparison, data_of
 from hybridvit.report.runs import Run, part_name
 from hybridvit.studies.statistics import mean_interval
 
@@ -119,9 +119,8 @@ def matched(arms: Sequence[Arm], match: str | None) -> str | None:
 
 def _family(c: Comparison) -> str:
     stems = [arm.first.config.get("stem") for arm in (c.arm, c.other)]
-    known = settings(c.arm.first)
-    data = [known.get(key) for key in ("data.name", "data.args.root")]
-    return json.dumps([stems, c.arm.first.objective, c.metric, data], sort_keys=True)
+    run = c.arm.first
+    return json.dumps([stems, run.objective, c.metric, data_of(run)], sort_keys=True)
 
 
 def _crossover(group: Sequence[Comparison], cost: Cost) -> Crossover | None:
