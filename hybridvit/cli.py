@@ -211,8 +211,8 @@ def _study(arguments: argparse.Namespace) -> int:
 
     folders = [out / cell.name for cell in study.cells]
     folders = [folder for folder in folders if (folder / "run.json").is_file()]
-    if not folders:
-        return 1
+    if not folders:  # all failed, or only tuning runs were asked for
+        return 1 if failed else 0
     runs = find_runs(folders)
     page = write_report(runs, out, title=study.title, question=study.question, longer=study.longer)
     print(text_table(runs, longer=study.longer))

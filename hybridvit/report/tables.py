@@ -122,7 +122,7 @@ def headline(comparisons: Sequence[Comparison]) -> list[str]:
         sentences.append(f"{lead}, {_plural(len(arms))}: {_counted(arms, who)}.")
     else:
         sentences.append(
-            "No arms differ in a pure against a hybrid stem alone, and no baseline is named: "
+            "No arms differ in a pure against a hybrid stem alone, nor from a baseline: "
             "nothing here says which is better."
         )
     trainings = [c.difference.verdict for c in comparisons if c.kind == "training" and c.difference]

@@ -112,7 +112,8 @@ def check_known(arms: Sequence[Arm], what: str) -> None:
     for arm in arms:
         if arm.facts.images is None:
             raise ValueError(f"match: {what}: {arm.label}: {arm.facts.data} is not here")
-        if arm.steps is None:
+        # The first arm, which sets the others' budgets, has steps all the same.
+        if arm.steps is None or (what == "flops" and arm.facts.flops is None):
             raise ValueError(
                 f"match: {what}: the FLOPs of {arm.label} cannot be counted, its shapes depend on "
                 "its data; exclude it or match images or seconds"

@@ -50,6 +50,15 @@ def test_what_cannot_be_matched_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("flops", "label"), [((None, 10**6), "linear"), ((10**6, None), "resnet")])
+def test_the_arm_whose_flops_cannot_be_counted_is_named(
+    tmp_path: Path, flops: tuple[int | None, int | None], label: str
+) -> None:
+    arms = match(tmp_path, "flops", *({"flops": count} for count in flops))
+    with pytest.raises(ValueError, match=f"the FLOPs of {label} cannot be counted"):
+        matching.check_known(arms, "flops")
+
+
 def test_a_config_of_as_many_steps_stays_the_run_that_it_was() -> None:
     config = RunConfig(train=TrainConfig(epochs=3))  # as a file has it: an integer
     steps = total_steps(config, 1000)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hybridvit.cli import main
 from hybridvit.config import config_hash, resolved
 from hybridvit.studies.dry_run import dry_run
 from hybridvit.studies.executors import Job
@@ -221,6 +222,19 @@ def test_only_the_arms_that_are_asked_for_are_tuned(tmp_path: Path) -> None:
     assert ran.names() == ["coarse-seed0"]
     with pytest.raises(ValueError, match="names no cell"):
         run(read(tmp_path / "s"), out, lambda cell: 0.5, only="resnet")
+
+
+@pytest.mark.parametrize(("result", "code"), [(0.5, 0), ("failed", 1)])
+def test_the_command_that_tunes_alone_fails_only_if_tuning_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: float | str, code: int
+) -> None:
+    executor = Pretend(lambda cell: result)
+    monkeypatch.setattr("hybridvit.studies.executors.choice.choose", lambda *_, **__: executor)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    out = ["--out", str(tmp_path / "out")]
+    command = ["study", str(tmp_path / "study.yaml"), *TINY, *out, "--only", "*-tune-*"]
+    assert main(command) == code
+    assert {cell.kind for cell in executor.ran} == {"tune"}
 
 
 def test_a_candidate_that_diverges_has_lost_and_not_failed(
