@@ -1,28 +1,28 @@
 """Differences between the arms of a study that its report does not compare: `python
 experiments/contrasts.py FOLDER 'ARM vs OTHER' ...`, where `* vs OTHER` is every other arm.
 
-Reads FOLDER/results.csv and prints a Markdown table: test accuracy, points, paired by seed; a 95 %
-interval of each by itself and Holm's over all that are asked for (docs/statistics.md).
+Reads FOLDER/results.csv and prints a Markdown table: test accuracy, or another `--metric` such as
+test/linear, in points, paired by seed; a 95 % interval of each by itself and Holm's over all that
+are asked for (docs/statistics.md).
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from hybridvit.studies.statistics import Difference, paired_difference, together
 
-METRIC = "test/accuracy"
 
-
-def read(folder: Path) -> dict[str, dict[int, float]]:
-    """Test accuracy in per cent by arm and seed, of complete runs."""
+def read(folder: Path, metric: str) -> dict[str, dict[int, float]]:
+    """A metric in per cent by arm and seed, of complete runs."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
     with (folder / "results.csv").open() as lines:
         for row in csv.DictReader(lines):
-            if row["metric"] == METRIC and row["status"] == "complete":
+            if row["metric"] == metric and row["status"] == "complete":
                 # Runs that the report does not count come last.
                 found[row["arm"]].setdefault(int(row["seed"]), 100 * float(row["value"]))
     return dict(found)
@@ -40,7 +40,9 @@ def pairs(asked: list[str], arms: list[str]) -> list[tuple[str, str]]:
         wanted = [arm for arm in arms if arm != other] if left == "*" else [left]
         for arm in (*wanted, other):
             if arm not in arms:
-                raise ValueError(f"no arm {arm!r} in the results; there are: {', '.join(arms)}")
+                raise ValueError(
+                    f"no arm {arm!r} in the results; there are: {', '.join(arms) or 'none'}"
+                )
         found += [(arm, other) for arm in wanted]
     return found
 
@@ -60,10 +62,18 @@ def ends(d: Difference) -> str:
     return f"{left}{d.low:.1f}, {d.high:.1f}{right}"
 
 
-def main(folder: str, *asked: str) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Print the table."""
-    values = read(Path(folder))
-    chosen = pairs(list(asked), list(values))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("asked", nargs="+", metavar="ARM vs OTHER")
+    parser.add_argument("--metric", default="test/accuracy")
+    arguments = parser.parse_args(words)
+    values = read(arguments.folder, arguments.metric)
+    try:
+        chosen = pairs(arguments.asked, list(values))
+    except ValueError as error:
+        parser.error(f"{arguments.metric}: {error}")
     alone = []
     for arm, other in chosen:
         seeds = sorted(values[arm].keys() & values[other].keys())
@@ -77,4 +87,4 @@ def main(folder: str, *asked: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -26,7 +26,7 @@ def write(folder: Path, **arms: tuple[float, float, float]) -> str:
     for arm, values in arms.items():
         for seed, value in enumerate(values):
             lines.append(f"r,h,{seed},{arm},complete,test/accuracy,{value}")
-            lines.append(f"r,h,{seed},{arm},complete,val/accuracy,0")
+            lines.append(f"r,h,{seed},{arm},complete,val/accuracy,{1 - value}")
     (folder / "results.csv").write_text("\n".join(lines))
     return str(folder)
 
@@ -37,13 +37,29 @@ def test_differences_are_paired_by_seed_and_judged_together(
     folder = write(
         tmp_path, base=(0.7, 0.72, 0.74), much=(0.8, 0.821, 0.84), little=(0.71, 0.72, 0.75)
     )
-    contrasts.main(folder, "* vs base")
+    contrasts.main([folder, "* vs base"])
     _, _, much, little = capsys.readouterr().out.splitlines()
     assert much == "| much | base | +10.0 | 0.1 | [9.9, 10.2] | (0.0, 10.2] | better |"
     assert little.startswith("| little | base | +0.7 |")
     assert little.endswith("not distinguishable |")
+    contrasts.main([folder, "much vs base", "--metric", "val/accuracy"])
+    assert "| much | base | -10.0 | 0.1 |" in capsys.readouterr().out
 
 
-def test_an_unknown_arm_is_refused(contrasts: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no arm 'c' in the results; there are: a, b"):
-        contrasts.main(write(tmp_path, a=(0.1, 0.2, 0.3), b=(0.1, 0.2, 0.3)), "c vs b")
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["c vs b"], "test/accuracy: no arm 'c' in the results; there are: a, b\n"),
+        (["a vs b", "--metric", "top5"], "top5: no arm 'a' in the results; there are: none\n"),
+    ],
+)
+def test_an_unknown_arm_is_refused_in_one_line(
+    contrasts: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    words: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        contrasts.main([write(tmp_path, a=(0.1, 0.2, 0.3), b=(0.1, 0.2, 0.3)), *more])
+    assert capsys.readouterr().err.endswith(words)
