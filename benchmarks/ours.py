@@ -12,6 +12,7 @@ from turns import Turns, ready
 from hybridvit import config
 from hybridvit.analysis import cost
 from hybridvit.config import RunConfig
+from hybridvit.contracts import Objective
 from hybridvit.engine.bench import Steps
 
 STEMS = {
@@ -32,15 +33,19 @@ def training(job: Training, overrides: list[str]) -> Turns:
         return job.batch
 
     objective = steps.session.objective
-    counted = cost.measure(objective, (job.image, job.image))
-    forward, backward = counted.forward_flops, counted.backward_flops
-    assert forward is not None
-    assert backward is not None
     return ready(
         step,
         parameters=sum(p.numel() for p in objective.parameters() if p.requires_grad),
-        flops_per_image=forward + backward,
+        flops_per_image=flops_per_image(objective, job),
     )
+
+
+def flops_per_image(objective: Objective, job: Training) -> float:
+    """FLOPs of a step, forward and backward."""
+    counted = cost.measure(objective, (job.image, job.image))
+    assert counted.forward_flops is not None
+    assert counted.backward_flops is not None
+    return counted.forward_flops + counted.backward_flops
 
 
 def training_config(job: Training, overrides: list[str]) -> RunConfig:

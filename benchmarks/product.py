@@ -54,7 +54,7 @@ def products(job: Training, overrides: list[str]) -> Turns:
             call()
         return job.batch
 
-    return ready(step)
+    return ready(step, flops_per_image=ours.flops_per_image(steps.session.objective, job))
 
 
 class Products(TorchDispatchMode):
