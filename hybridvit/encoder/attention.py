@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridvit.encoder.linear import Linear, linear
 from hybridvit.encoder.positions import (
     UNPLACED,
     Places,
@@ -112,11 +113,11 @@ class Attention(nn.Module):
         self.heads = heads
         self.dropout = dropout
         self.axis = axis
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.qkv = Linear(dim, 3 * dim, bias=bias)
         self.q_norm = nn.LayerNorm(dim // heads, norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // heads, norm_eps) if qk_norm else nn.Identity()
         self.position = position
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, places: Places = UNPLACED) -> Tensor:
         q, k, v = self._heads(x, places)
@@ -136,8 +137,8 @@ class Attention(nn.Module):
         where attention does not depend on their places."""
         (b, m, d), heads = queries.shape, (self.heads, -1)
         weights, biases = self.qkv.weight, self.qkv.bias
-        q = F.linear(queries, weights[:d], None if biases is None else biases[:d])
-        kv = F.linear(x, weights[d:], None if biases is None else biases[d:])
+        q = linear(queries, weights[:d], None if biases is None else biases[:d])
+        kv = linear(x, weights[d:], None if biases is None else biases[d:])
         q = q.unflatten(2, heads).transpose(1, 2)  # (B, heads, M, d)
         k, v = kv.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
@@ -148,7 +149,7 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, heads, N, d) each."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
         q, k = self.q_norm(q), self.k_norm(k)
         if places.rotation is not None:
             q, k = rotate(q, places.rotation), rotate(k, places.rotation)

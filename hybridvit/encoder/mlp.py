@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hybridvit.encoder.linear import Linear
+
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 
 
@@ -15,9 +17,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, activation: nn.Module, dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.act = activation
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,9 +32,9 @@ class GatedMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, activation: nn.Module, dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 2 * (hidden // 2))
+        self.fc1 = Linear(dim, 2 * (hidden // 2))
         self.act = activation
-        self.fc2 = nn.Linear(hidden // 2, dim)
+        self.fc2 = Linear(hidden // 2, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -84,12 +84,23 @@ def test_so_does_fused_attention(
 
 @pytest.mark.skipif(compiler() is None, reason="no C++ compiler, which torch needs on a CPU")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's, as it traces
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", ROUNDING), ("bf16", BF16), ("bf16_params", BF16)]
+)
 def test_so_does_compiled_code(
-    plain: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    tolerance: float,
+    plain: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """On two threads, so that bf16 sums the gradients of weights in parts."""
     monkeypatch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # C++ without optimisation: sooner here
-    fast = curve(tmp_path / "run", "supervised", "train.compile=blocks")
-    assert distance(fast, plain["supervised"]) < ROUNDING
+    threads = torch.get_num_threads()
+    setup = ["train.compile=blocks", f"train.precision={precision}", "train.threads=2"]
+    fast = curve(tmp_path / "run", "supervised", *setup)
+    torch.set_num_threads(threads)
+    assert distance(fast, plain["supervised"]) < tolerance
 
 
 def test_the_measure_sees_another_seed(plain: dict[str, Tensor], tmp_path: Path) -> None:

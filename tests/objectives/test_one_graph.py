@@ -71,6 +71,17 @@ def test_one_graph_with_equal_loss(stem: str, masked: bool, objective: str) -> N
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_so_it_is_in_bf16_whose_linear_layers_are_others(objective: str) -> None:
+    made, batch = make("linear", False, objective)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = copy.deepcopy(made)(batch).loss
+        compiled = torch.compile(made, backend="eager", fullgraph=made.views == 1)
+        found = compiled(batch).loss
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+    found.backward()
+
+
 def test_the_matrix_is_whole() -> None:
     assert {stem for stem, masked, _ in PAIRS if masked} == {
         name for name, made in STEMS.items() if "masked" in made.__annotations__ or masks(made)

@@ -1,0 +1,72 @@
+"""Linear layers of tokens, as a CPU computes them in bf16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """torch's layer, computed by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b for tokens (..., I), weights (O, I) and a bias (O,): (..., O).
+
+    Compiled in bf16 for a CPU, the product is a `Product` and the bias is added apart from it, in
+    the pass over what follows; the product would copy it to its whole result beforehand.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    in_bf16 = x.device.type == "cpu" and dtype == torch.bfloat16
+    if not (torch.compiler.is_compiling() and in_bf16):
+        return F.linear(x, weight, bias)
+    product: Tensor = Product.apply(x.to(dtype), weight.to(dtype), threads())
+    return product if bias is None else product + bias.to(dtype)
+
+
+class Product(torch.autograd.Function):
+    """x W^T, whose gradient by the weights is computed in as many parts as there are threads."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, parts: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.parts = parts
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        by_x, by_weight, _ = ctx.needs_input_grad
+        of_x = gradient @ weight if by_x else None
+        of_weight = weight_gradient(x, gradient, ctx.parts) if by_weight else None
+        return of_x, of_weight, None
+
+
+def weight_gradient(x: Tensor, gradient: Tensor, parts: int) -> Tensor:
+    """g^T x, summed over all tokens, for tokens (..., I) and gradients (..., O): (O, I).
+
+    It is a small matrix, of which in one product each thread has a part and reads all tokens. As
+    a sum of products over some of the tokens, one a thread, each reads its own. The narrower of
+    the two is the one that is transposed, which costs a copy.
+    """
+    x, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
+    if len(x) % parts:
+        parts = 1
+    x, gradient = x.unflatten(0, (parts, -1)), gradient.unflatten(0, (parts, -1))
+    if x.shape[-1] < gradient.shape[-1]:
+        return (x.mT @ gradient).sum(dim=0).mT.contiguous()
+    return (gradient.mT @ x).sum(dim=0)
+
+
+def threads() -> int:
+    """Threads that a product has."""
+    return torch.get_num_threads()
+
+
+torch.compiler.assume_constant_result(threads)  # compiled code cannot ask
