@@ -113,7 +113,8 @@ def words(line: dict[str, Any]) -> str:
     machine, packages = line["machine"], line["packages"]
     parts = [
         *([machine["gpu"]] if machine["gpu"] else []),
-        f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['flags'])})",
+        f"{machine['cpu']} {machine.get('generation', '')}".strip(),
+        f"{machine['cores']} cores ({', '.join(machine['flags'])})",
         f"{machine['memory_gb']:g} GB",
         f"Python {line['python']}",
         *(f"{name} {packages[name]}" for name in ("torch", "timm", "lightly", "transformers")),

@@ -93,6 +93,17 @@ def test_the_readme_is_up_to_date() -> None:
 
 
 def test_a_device_has_a_short_name() -> None:
-    assert machine.name({"gpu": None, "cores": 2}) == "cpu-2-cores"
+    cpu = {"gpu": None, "cores": 2, "generation": "family 6 model 143"}
+    assert machine.name(cpu) == "cpu-2-cores-family-6-model-143"
+    assert machine.name(cpu | {"generation": ""}) == "cpu-2-cores"
     assert machine.name({"gpu": "NVIDIA H200", "cores": 16}) == "h200"
     assert machine.name({"gpu": "NVIDIA A100-SXM4-80GB", "cores": 16}) == "a100-sxm4-80gb"
+
+
+def test_the_generation_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nflags\t\t: avx2 amx_tile\n"
+    monkeypatch.setattr(machine, "cpuinfo", lambda: text)
+    assert machine.generation() == "family 26 model 2"
+    assert machine.flags() == ["avx2", "amx_tile"]
+    monkeypatch.setattr(machine, "cpuinfo", lambda: "")
+    assert (machine.generation(), machine.flags()) == ("", [])
