@@ -72,8 +72,6 @@ def recorded_products(steps: Steps) -> Products:
     backend = aot_autograd(fw_compiler=compile_)
     steps.objective = torch.compile(steps.objective, backend=backend)
     steps.run(lambda _: None)
-    recorded.calls.clear()  # of what tracing computed
-    steps.run(lambda _: None)
     return recorded
 
 

@@ -69,18 +69,25 @@ def in_colour(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def make_scheduler(optimizer: torch.optim.Optimizer, epochs: int, steps: int) -> Any:
+    """One epoch of warm-up, then a cosine from the peak to the end; `steps` in an epoch."""
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        num_epochs=max(1, epochs - 1),
+        warmup_epochs=1,
+        warmup_prefix=True,
+        warmup_lr=1e-5,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    return scheduler
+
+
 def train(args: argparse.Namespace, model: nn.Module, loader: Any, device: torch.device) -> None:
     optimizer = create_optimizer_v2(
         model, opt="adamw", lr=LR, weight_decay=WEIGHT_DECAY, betas=BETAS
     )
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        num_epochs=args.epochs,
-        warmup_epochs=1,
-        warmup_lr=1e-5,
-        step_on_epochs=False,
-        updates_per_epoch=len(loader),
-    )
+    scheduler = make_scheduler(optimizer, args.epochs, len(loader))
     model.train()
     step = 0
     for epoch in range(args.epochs):

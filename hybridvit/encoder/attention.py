@@ -140,7 +140,7 @@ class Attention(nn.Module):
         q = linear(queries, weights[:d], None if biases is None else biases[:d])
         kv = linear(x, weights[d:], None if biases is None else biases[d:])
         q = q.unflatten(2, heads).transpose(1, 2)  # (B, heads, M, d)
-        k, v = kv.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
+        k, v = (part.transpose(1, 2) for part in kv.unflatten(2, (2, *heads)).unbind(2))
         dropout = self.dropout if self.training else 0.0
         out = attend(self.q_norm(q), self.k_norm(k), v, dropout)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(b, m, d))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FEW = 1000  # tokens of a part, below which it gains nothing
+
 
 class Linear(nn.Linear):
     """torch's layer, computed by `linear`."""
@@ -31,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Product(torch.autograd.Function):
-    """x W^T, whose gradient by the weights is computed in as many parts as there are threads."""
+    """x W^T, whose gradient by the weights is computed in parts, one a thread."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, parts: int) -> Tensor:
@@ -52,11 +54,12 @@ def weight_gradient(x: Tensor, gradient: Tensor, parts: int) -> Tensor:
     """g^T x, summed over all tokens, for tokens (..., I) and gradients (..., O): (O, I).
 
     It is a small matrix, of which in one product each thread has a part and reads all tokens. As
-    a sum of products over some of the tokens, one a thread, each reads its own. The narrower of
-    the two is the one that is transposed, which costs a copy.
+    a sum of products over some of the tokens, one a thread, each reads its own. Tokens that
+    cannot be divided, or are few, have one product. The narrower of the two is the one that is
+    transposed, which costs a copy.
     """
     x, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
-    if len(x) % parts:
+    if len(x) % parts or len(x) < FEW * parts:
         parts = 1
     x, gradient = x.unflatten(0, (parts, -1)), gradient.unflatten(0, (parts, -1))
     if x.shape[-1] < gradient.shape[-1]:

@@ -198,7 +198,7 @@ class Encoder(nn.Module):
             of_prefix, of_patches = self.on_tokens.of(holder.pos_embed, tokens)
             prefix = self.on_tokens.combine(prefix, of_prefix, holder.pos_embed_map)
             patches = self.on_tokens.combine(patches, of_patches, holder.pos_embed_map)
-        return torch.cat([prefix, patches], dim=1)
+        return torch.cat([prefix, patches], dim=1) if self.prefix else patches
 
     def _make_positions(self, here: bool) -> tuple[Tensor | None, nn.Linear | None]:
         if self.on_tokens is None or not here:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -101,6 +102,8 @@ def keep_compiled() -> None:
     except OSError:  # torch's own will do
         return
     os.environ[CACHE] = str(folder / "compiled")
+    # Those of a graph depend on their arguments alone; torch asks, and would trace them anew.
+    functorch.autograd_cache_allow_custom_autograd_functions = True
 
 
 class WithBlocks(nn.Module):

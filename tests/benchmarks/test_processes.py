@@ -13,6 +13,7 @@ from cases import CASES, Command, Whole
 
 from hybridvit import build, cli, config
 from hybridvit.engine.bench import Steps
+from hybridvit.engine.optim import schedule
 
 WHOLE = {name: case for name, case in CASES.items() if name.startswith("whole")}
 
@@ -70,6 +71,15 @@ def test_both_train_the_same(case: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert (run.train.epochs, run.data.train_images, run.data.val_fraction) == (5, 5000, 0)
     assert (run.data.augment.crop == "pad") == (job.data == "cifar10")
     assert run.data.augment.flip
+
+
+def test_both_have_one_schedule_after_the_warm_up() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    theirs = timm_train.make_scheduler(optimizer, 5, 39)
+    for step in range(39, 195):
+        theirs.step_update(step)  # of the step after it
+        expected = 2 * schedule(step + 1, 195, 39, "cosine")
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_whole_trainings_keep_their_accuracy(
