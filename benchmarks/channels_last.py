@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hybridvit.contracts import Stem
 from hybridvit.encoder.layout import prefers_channels_last
 from hybridvit.encoder.vit import Encoder
+from hybridvit.engine.bench import check_idle
 from hybridvit.stems.cct import CCTStem
 from hybridvit.stems.conv import ConvStem
 from hybridvit.stems.convnext import ConvNeXtStem
@@ -120,6 +121,7 @@ def compare(kind: str, size: int, dtype: torch.dtype) -> list[float]:
 
 def main() -> None:
     """Time each stem, size and dtype, in ms."""
+    check_idle()
     torch.set_num_threads(1)
     print("| stem | px | dtype | chosen | stem first | last | ratio | step first | last | ratio |")
     print("|---|---|---|---|---|---|---|---|---|---|")

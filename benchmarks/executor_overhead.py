@@ -24,6 +24,7 @@ from statistics import median
 import yaml
 
 from hybridvit.config import resolved
+from hybridvit.engine.bench import check_idle
 from hybridvit.engine.runlog import environment
 from hybridvit.studies.cells import run_cell, run_study
 from hybridvit.studies.executors import Job
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    check_idle()
     ways: dict[str, Callable[[Study, Path], None]] = {
         "study": by_study, "loop": by_loop, "commands": by_commands
     }  # fmt: skip

@@ -59,6 +59,7 @@ def cells(row: Row, line: dict[str, Any]) -> str:
     values = results.of_rounds(row, line["contestants"])
     goal = "" if row.goal is None else f"{number(row, row.goal)}"
     commit = f"{line['date'][:10]}, {(line['code']['commit'] or 'no checkout')[:8]}"
+    commit += " and changes" if line["code"]["dirty"] else ""
     measured, reached = "missing", ""
     if values is not None:
         found = results.spread(values)

@@ -85,7 +85,7 @@ def place(split: Split) -> Path | None:
     note = _note(root, split)  # before the files are read: it is not to promise what came later
     name = _noted(note)
     if name is None:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
             name = _name(split, pool.map(split.version, split.index.tolist()))
         if note is not None:
             with suppress(OSError), _replaced(note) as file:  # without it, they are read again

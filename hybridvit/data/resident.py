@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -64,7 +63,7 @@ def _decoded(split: Split, progress: bool) -> Iterator[Tensor]:
     chunks = [range(n, min(n + _CHUNK, len(split))) for n in range(0, len(split), _CHUNK)]
     # Decoders release the interpreter. The bar waits, because arrays take no time.
     bar = tqdm(total=len(split), desc="decode", unit="image", delay=1, disable=not progress)
-    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with bar, ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
         for images in pool.map(split.read_many, chunks):
             yield images
             bar.update(len(images))

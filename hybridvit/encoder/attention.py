@@ -51,9 +51,9 @@ def prefers_fused(q: Tensor, k: Tensor, dropout: float, bias: Tensor | None) -> 
     """Whether the fused kernel is the faster one, forward and backward together, as
     `benchmarks/attention.py` measures it.
 
-    It is on GPUs. On CPUs its backward pass in bf16 is several times slower than plain matrix
-    products; in float32 it gains from one or two hundred tokens on. On the meta device only plain
-    products count as what they cost.
+    On CPUs its backward pass in bf16 is several times slower than plain matrix products; in float32
+    it gains from one or two hundred tokens on. GPUs, which were not measured, always take it. On
+    the meta device only plain products count as what they cost.
     """
     if q.is_cuda:
         return True

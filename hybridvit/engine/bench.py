@@ -28,6 +28,8 @@ UNBROKEN = 10  # steps at least that a GPU is given at once
 BUSY = 0.15  # share of one core that other processes may use
 PHASES = ("data", "forward", "backward", "optimizer")
 WORDS = {
+    "compiled, fused": ("CompiledF", "Torch-Compiled", "triton_"),
+    "resizing": ("upsample",),
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "_scaled_mm"),
     "convolutions": ("conv",),
     "attention": ("scaled_dot_product", "flash_attention", "softmax"),

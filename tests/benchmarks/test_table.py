@@ -57,6 +57,7 @@ def line(case: str, rates: list[float], without: tuple[str, ...] = ()) -> str:
     content = {
         "case": case,
         **machine.describe(),
+        "code": {"commit": "0123456789abcdef", "dirty": case == "start-up"},
         "rounds": len(rates),
         "seconds": 10.0,
         "contestants": dict.fromkeys(names, found),
@@ -77,6 +78,8 @@ def test_the_table_is_of_the_newest_lines(tmp_path: Path) -> None:
     assert text.endswith("\nafter\n")
     assert "old" not in text
     assert "### cpu-9-cores" in text
+    assert "01234567 and changes |" in next(x for x in text.splitlines() if "hybridvit list" in x)
+    assert "01234567 |" in next(x for x in text.splitlines() if "supervised step" in x)
     help_row = next(row for row in text.splitlines() if row.startswith("| hybridvit --help"))
     assert "**0.20 s** [0.12 s, 0.25 s] | 0.30 s | yes | 3 x 10 s" in help_row
     assert "| `start-up` | list | 0.2 [0.125, 0.25] s | 1.00 GiB |  |" in text

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridvit.contracts import Tokens
-from hybridvit.encoder.attention import AXES, Attention, Axis, attend
+from hybridvit.encoder.attention import AXES, Attention, Axis, attend, prefers_fused
 from hybridvit.encoder.pooling import AttentionPool
 from hybridvit.encoder.positions import (
     Position,
@@ -36,6 +36,27 @@ def attention(qk_norm: bool = False, dropout: float = 0.0) -> Attention:
     for parameter in module.parameters():
         nn.init.normal_(parameter, mean=0.2)
     return module
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "tokens", "dropout", "biased", "fused"),
+    [
+        ("cpu", torch.bfloat16, 65, 0.0, False, False),
+        ("cpu", torch.bfloat16, 1025, 0.0, False, False),
+        ("cpu", torch.float32, 65, 0.0, False, False),
+        ("cpu", torch.float32, 197, 0.0, False, True),
+        ("cpu", torch.float32, 197, 0.1, False, False),
+        ("cpu", torch.float32, 197, 0.0, True, False),
+        ("meta", torch.float32, 197, 0.0, False, False),
+    ],
+)
+def test_the_fused_kernel_is_chosen_where_it_is_faster(
+    device: str, dtype: torch.dtype, tokens: int, dropout: float, biased: bool, fused: bool
+) -> None:
+    """By the table of docs/decisions/0010."""
+    q = torch.empty(1, 2, tokens, 8, dtype=dtype, device=device)
+    bias = torch.zeros(1, 2, tokens, tokens) if biased else None
+    assert prefers_fused(q, q, dropout, bias) == fused
 
 
 def test_attend_is_scaled_dot_product_attention() -> None:

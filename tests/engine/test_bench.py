@@ -111,11 +111,25 @@ def test_a_profile_leaves_a_trace_and_names_ten_costs(tmp_path: Path) -> None:
         ("aten::mkldnn_convolution", "convolutions"),
         ("aten::native_group_norm_backward", "normalisation"),
         ("aten::to", "copies and casts"),
+        ("aten::_upsample_bilinear2d_aa", "resizing"),
+        ("## Call CompiledFxGraph f3 ##", "compiled, fused"),
+        ("triton_poi_fused_add_0", "compiled, fused"),
         ("aten::topk", "other"),
     ],
 )
 def test_kinds_of_work(operator: str, kind: str) -> None:
     assert kind_of(operator) == kind
+
+
+def test_the_command_says_what_costs_most_and_where_the_trace_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "digits.yaml", *SMALL, "--out", str(tmp_path / "p")]) == 0
+    *costs, _, last = capsys.readouterr().out.splitlines()
+    assert len(costs) == 10
+    assert all(" %  " in line for line in costs)
+    assert str(tmp_path / "p" / "trace.json") in last
+    assert (tmp_path / "p" / "trace.json").exists()
 
 
 def test_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from hybridvit.studies.executors import THREADS
+
 
 def leave(code: int) -> None:
     """End with an exit code."""
@@ -23,7 +25,7 @@ def stay(folder: Path, name: str, seconds: float) -> None:
     """Write down when it was here and with which GPU and threads."""
     start = time.time()
     time.sleep(seconds)
-    seen = [os.environ.get(key, "") for key in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+    seen = [os.environ.get(key, "") for key in ("CUDA_VISIBLE_DEVICES", *THREADS)]
     (folder / name).write_text(" ".join([f"{start} {time.time()}", *seen]))
 
 

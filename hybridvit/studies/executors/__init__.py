@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+# Variables of a job's environment that hold its threads: every library that starts some reads the
+# one, torch.compile the other.
+THREADS = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+
 
 @dataclass(frozen=True)
 class Job:

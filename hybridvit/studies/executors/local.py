@@ -16,7 +16,7 @@ import torch
 
 from hybridvit.engine.runlog import cores
 from hybridvit.engine.signals import terminable
-from hybridvit.studies.executors import Job, ready
+from hybridvit.studies.executors import THREADS, Job, ready
 
 POLL_SECONDS = 0.25
 USABLE = 0.9  # of a GPU's free memory
@@ -62,8 +62,7 @@ class Local:
         ended: Callable[[str, int], None],
     ) -> None:
         """See `Executor.run`."""
-        # Read by every library that starts threads in a job, and by torch.compile.
-        for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        for name in THREADS:
             os.environ[name] = str(self.threads)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["hybridvit.studies.preload"])

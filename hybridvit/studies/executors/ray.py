@@ -14,7 +14,7 @@ from typing import Any
 
 from hybridvit.engine.signals import terminable
 from hybridvit.registry import suggest
-from hybridvit.studies.executors import Job, ready
+from hybridvit.studies.executors import THREADS, Job, ready
 
 RETRIES = 3  # of a job whose node or process has died
 POLL_SECONDS = 0.5
@@ -112,7 +112,7 @@ class Ray:
     def _environment(self) -> dict[str, str]:
         """What Ray does not hand on to the nodes: where data are, and how many threads."""
         own = {name: value for name, value in os.environ.items() if name.startswith("HYBRIDVIT_")}
-        return {**own, "OMP_NUM_THREADS": str(self.threads)}
+        return {**own, **dict.fromkeys(THREADS, str(self.threads))}
 
     def _ended(self, sent: Mapping[Any, str]) -> list[Any]:
         found, _ = self.ray.wait(list(sent), num_returns=len(sent), timeout=POLL_SECONDS)

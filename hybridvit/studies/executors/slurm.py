@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from hybridvit.engine.signals import terminable
-from hybridvit.studies.executors import Job, ready
+from hybridvit.studies.executors import THREADS, Job, ready
 
 MINUTES = 60  # of a task until it is requeued, unless `time` says otherwise
 SAVE_SECONDS = 90  # before that, it is asked to save
@@ -106,7 +106,7 @@ class Slurm:
             job_name=f"hybridvit-{self.folder.absolute().parent.name}",
             time=self.minutes,
             signal_delay_s=min(SAVE_SECONDS, 15 * self.minutes),
-            setup=[f"export OMP_NUM_THREADS={self.threads}"],
+            setup=[f"export {name}={self.threads}" for name in THREADS],
             # Since Slurm 22.05, srun does not take this over from sbatch.
             srun_args=[f"--cpus-per-task={self.options['cpus-per-task']}"],
             array_parallelism=self.slots,
