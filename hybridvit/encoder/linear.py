@@ -72,4 +72,6 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-torch.compiler.assume_constant_result(threads)  # compiled code cannot ask
+# Compiled code cannot ask. torch.compiler.assume_constant_result sets the same, but imports the
+# compiler for it, which takes commands that need none as long as torch itself.
+threads._dynamo_marked_constant = True  # type: ignore[attr-defined]
