@@ -47,5 +47,10 @@ def take(patches: Tensor, index: Tensor) -> Tensor:
     return patches.gather(1, index[:, :, None].expand(-1, -1, patches.shape[-1]))
 
 
+def put(patches: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Patches (B, N, L), whose rows `index` (B, M) are replaced by others (B, M, L)."""
+    return patches.scatter(1, index[:, :, None].expand_as(rows), rows)
+
+
 def _nearest(size: int, patch_px: int) -> int:
     return max(1, round(size / patch_px)) * patch_px

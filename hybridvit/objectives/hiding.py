@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hybridvit import draws
 from hybridvit.contracts import Batch, DataSpec, Prediction, Stem, StepOutput, Target, Tokens
 from hybridvit.objectives.masking import Masking, kept
-from hybridvit.patches import patchify, take, unpatchify
+from hybridvit.patches import patchify, put, take, unpatchify
 
 if TYPE_CHECKING:
     from hybridvit.encoder.model import HybridViT
@@ -105,7 +105,7 @@ def with_mask_tokens(tokens: Tokens, mask_token: Tensor) -> Tensor:
     x, index = tokens.x, tokens.index
     assert index is not None
     full = mask_token.to(x.dtype).expand(len(x), tokens.grid[0] * tokens.grid[1], -1)
-    return full.scatter(1, index[:, :, None].expand_as(x), x)
+    return put(full, index, x)
 
 
 def score(target: Target, prediction: Prediction, images: Tensor) -> StepOutput:
@@ -143,5 +143,4 @@ def paste(images: Tensor, patches: Tensor, where: Tensor) -> Tensor:
     p = patches.shape[-1]
     grid = (images.shape[-2] // p, images.shape[-1] // p)
     flat = patches.expand(-1, -1, 3, -1, -1).flatten(2).to(images.dtype)
-    whole = patchify(images, p).scatter(1, where[:, :, None].expand_as(flat), flat)
-    return unpatchify(whole, grid, p)
+    return unpatchify(put(patchify(images, p), where, flat), grid, p)

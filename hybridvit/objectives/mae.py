@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridvit.contracts import Batch, DataSpec, Objective, Prediction, StepOutput, Tokens
 from hybridvit.encoder.positions import sincos_2d
 from hybridvit.encoder.vit import Encoder
-from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score, show, with_mask_tokens
+from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score, show
 from hybridvit.objectives.masking import Mask, Masking
+from hybridvit.patches import put, take
 from hybridvit.targets.pixels import PixelTarget
 
 if TYPE_CHECKING:
@@ -80,7 +82,9 @@ class MAE(Objective):
             )
         except ValueError as error:
             raise ValueError(f"objective 'mae', its decoder: {error}") from error
-        self.register_buffer("decoder_pos", sincos_2d(grid, decoder_dim), persistent=False)
+        # Class and register tokens have none.
+        positions = F.pad(sincos_2d(grid, decoder_dim), (0, 0, model.encoder.prefix, 0))
+        self.register_buffer("decoder_pos", positions, persistent=False)
         self.decoder_pred = nn.Linear(decoder_dim, self.target.outputs)
         nn.init.normal_(self.mask_token, std=0.02)
         for linear in (self.decoder_embed, self.decoder_pred):
@@ -99,14 +103,26 @@ class MAE(Objective):
     def decode(self, z: Tensor, tokens: Tokens, where: Tensor) -> Tensor:
         """Encoded tokens (B, P + K, D) at the places of `tokens` to the patches `where` (B, M),
         (B, M, decoder width)."""
-        prefix, z = self.decoder_embed(z).tensor_split([self.model.encoder.prefix], dim=1)
-        x = with_mask_tokens(tokens._replace(x=z), self.mask_token) + self.decoder_pos
+        z, first = self.decoder_embed(z), self.model.encoder.prefix
+        places = _places(tokens, first)
+        # All tokens are written once: their positions are added before.
+        positions, others = self.decoder_pos, self.decoder_pos + self.mask_token
+        z = z + take(positions.expand(len(z), -1, -1), places)
+        x = put(others.expand(len(z), -1, -1), places, z)
         # Without positions of its own the decoder takes the class token for one more patch.
-        whole = Tokens(torch.cat([prefix, x], dim=1), tokens.grid)
-        decoded: Tensor = self.decoder(whole, where + prefix.shape[1])
+        decoded: Tensor = self.decoder(Tokens(x, tokens.grid), where + first)
         return decoded
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """The images, what the model saw of them, and its predictions in place."""
         return picture_rows(self.target, self.predict(batch), batch)
+
+
+def _places(tokens: Tokens, first: int) -> Tensor:
+    """(B, P + K) int64, where P = `first` class and register tokens, and then K patches, are among
+    all tokens."""
+    index = tokens.index
+    assert index is not None
+    return torch.cat([torch.arange(first, device=index.device).expand(len(index), -1),
+                      index + first], dim=1)  # fmt: skip

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import timm
@@ -12,6 +13,7 @@ from lightly.models.modules import (
     MaskedVisionTransformerTIMM,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridvit.contracts import Batch, DataSpec
 from hybridvit.interop.timm import from_timm
@@ -68,10 +70,10 @@ def test_loss_and_every_gradient_equal_lightlys() -> None:
     ours = MAE(
         model=from_timm(vit), data=data, decoder_dim=16, decoder_depth=2, decoder_heads=2
     ).double()
-    torch.testing.assert_close(ours.decoder_pos, positions[:, 1:], rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.decoder_pos, positions, rtol=0, atol=1e-6)
     with torch.no_grad():
         theirs.decoder.pos_embed.copy_(positions)
-        ours.decoder_pos.copy_(positions[:, 1:])  # both were rounded to float32
+        ours.decoder_pos.copy_(positions)  # both were rounded to float32
         for name, parameter in ours.named_parameters():
             if not name.startswith("model."):
                 parameter.copy_(as_ours(name, theirs.get_parameter(their_name(name))))
@@ -116,7 +118,7 @@ def as_ours(name: str, tensor: Tensor) -> Tensor:
 
 def test_sincos_positions_are_those_of_the_paper() -> None:
     # Half of the channels for the column, half for the row; sin then cos, 10000^(-2i/D).
-    pos = make(decoder_dim=16, decoder_heads=2).decoder_pos[0]
+    pos = make(decoder_dim=16, decoder_heads=2).decoder_pos[0, 1:]
     for n in range(16):
         for half, place in enumerate((n % 4, n // 4)):
             for i in range(4):
@@ -165,8 +167,43 @@ def test_decoded_tokens_stand_where_they_belong() -> None:
                 if n in kept
                 else objective.mask_token[0, 0]
             )
-            expected = norm(own + objective.decoder_pos[0, n])
+            expected = norm(own + objective.decoder_pos[0, 1 + n])
             torch.testing.assert_close(z[b, n], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_class_and_register_tokens_are_decoded_first_and_without_a_position() -> None:
+    sizes = SMALL | {"decoder_depth": 0}
+    objective = make_objective("mae", encoder_args={"registers": 2}, **sizes)
+    images = make_batch(2).images
+    shown = objective.model.tokens(images, keep=torch.tensor([[5, 1], [9, 15]]))
+    encoded = objective.model.encoder(shown)
+    z = objective.decode(encoded, shown, torch.tensor([[-3, -2, -1]] * 2))
+    expected = objective.decoder.norm(objective.decoder_embed(encoded[:, :3]))
+    torch.testing.assert_close(z, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_decoder_writes_all_its_tokens_once() -> None:
+    objective = make(decoder_depth=0)
+    shown = objective.model.tokens(make_batch(2).images, keep=torch.tensor([[5, 1], [9, 15]]))
+    encoded = objective.model.encoder(shown)
+    writes = Writes((2, 17, objective.decoder.dim))
+    with writes:
+        objective.decode(encoded, shown, torch.tensor([[0], [0]]))
+    assert writes.found == ["aten.scatter.src"]
+
+
+class Writes(TorchDispatchMode):
+    """Operations whose result has a shape and memory of its own."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.found = shape, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.shape == self.shape and 0 not in made.stride():
+            self.found.append(str(func))
+        return made
 
 
 def test_pictures_of_a_right_answer_are_the_image() -> None:
