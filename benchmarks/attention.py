@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hybridvit.encoder import attention
-from hybridvit.engine.bench import check_idle
 from hybridvit.engine.fit import wait_for_device
+from hybridvit.engine.idle import check_idle
 
 SIZES = (  # batch, heads, tokens, head width
     (128, 3, 17, 64),

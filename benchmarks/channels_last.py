@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hybridvit.contracts import Stem
 from hybridvit.encoder.layout import prefers_channels_last
 from hybridvit.encoder.vit import Encoder
-from hybridvit.engine.bench import check_idle
+from hybridvit.engine.idle import check_idle
 from hybridvit.stems.cct import CCTStem
 from hybridvit.stems.conv import ConvStem
 from hybridvit.stems.convnext import ConvNeXtStem

@@ -24,7 +24,7 @@ from statistics import median
 import yaml
 
 from hybridvit.config import resolved
-from hybridvit.engine.bench import check_idle
+from hybridvit.engine.idle import check_idle
 from hybridvit.engine.runlog import environment
 from hybridvit.studies.cells import run_cell, run_study
 from hybridvit.studies.executors import Job

@@ -22,7 +22,7 @@ import results
 from cases import CASES
 from contestant import Process
 
-from hybridvit.engine.bench import BUSY, busy_seconds, check_idle
+from hybridvit.engine.idle import BUSY, busy_seconds, check_idle
 
 TRIES = 5  # at a turn that something else disturbs
 SETTLING = 20  # half seconds to wait between turns

@@ -104,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
     profile = add("profile", _profile, "a trace of training steps and their largest costs")
     takes_config(profile)
     profile.add_argument("--out", type=Path, default=Path("profile"), help="folder of the trace")
+    profile.add_argument("--beside-load", action="store_true", help="trace a busy machine, too")
     study = add("study", _study, "run all cells of a study file, then write its report")
     study.add_argument("file", type=Path)
     study.add_argument("overrides", nargs="*", metavar="key.path=value")
@@ -292,8 +293,9 @@ def _profile(arguments: argparse.Namespace) -> int:
     from hybridvit import config
     from hybridvit.engine.bench import profile
 
-    for name, share, kind in profile(config.load(arguments.config, arguments.overrides),
-                                     arguments.out):  # fmt: skip
+    loaded = config.load(arguments.config, arguments.overrides)
+    costs = profile(loaded, arguments.out, beside_load=arguments.beside_load)
+    for name, share, kind in costs:
         print(f"{100 * share:5.1f} %  {name:40} {kind}")
     print(f"\ntrace: {arguments.out / 'trace.json'} (chrome://tracing or Perfetto)")
     return 0

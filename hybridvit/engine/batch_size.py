@@ -22,7 +22,8 @@ import torch
 
 from hybridvit import build
 from hybridvit.config import RunConfig
-from hybridvit.engine.bench import Steps, check_idle, memory_used, timed_steps, whole_steps
+from hybridvit.engine.bench import Steps, memory_used, timed_steps, warm_up, whole_steps
+from hybridvit.engine.idle import alone, check_idle
 
 SHARE = 0.8  # of the memory that is available, for training on a CPU
 STEP = 8  # above it, batch sizes are multiples of it
@@ -70,7 +71,7 @@ def find_batch_size(
     limit = memory_limit()
 
     def attempt(batch_size: int) -> Trial:
-        trial = within(limit, measure(config, batch_size, seconds))
+        trial = within(limit, measure(config, batch_size, seconds, beside_load))
         tried(trial)
         return trial
 
@@ -158,17 +159,18 @@ def available_memory() -> int:
         return free
 
 
-def measure(config: RunConfig, batch_size: int, seconds: float) -> Trial:
+def measure(config: RunConfig, batch_size: int, seconds: float, beside_load: bool) -> Trial:
     """Train a few steps in a process of its own.
 
     Raises:
-        ValueError: what is wrong with the config; the process died for another reason than memory.
+        ValueError: what is wrong with the config; other processes use the machine; the process
+            died for another reason than memory.
     """
     train = dataclasses.replace(config.train, batch_size=batch_size, accumulate=1)
     config = dataclasses.replace(config, train=train)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_train, args=(config, seconds, sender))
+    process = context.Process(target=_train, args=(config, seconds, beside_load, sender))
     process.start()
     sender.close()
     try:
@@ -182,18 +184,20 @@ def measure(config: RunConfig, batch_size: int, seconds: float) -> Trial:
         process.kill()
         process.join()
     if isinstance(found, str):
-        raise ValueError(f"a batch of {batch_size} images does not train: {found}")
+        raise ValueError(f"a batch of {batch_size} images was not measured: {found}")
     return found
 
 
-def _train(config: RunConfig, seconds: float, results: Connection) -> None:
+def _train(config: RunConfig, seconds: float, beside_load: bool, results: Connection) -> None:
     """Send a trial, or what is wrong with the config in words."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's
     size = config.train.batch_size
     try:
         steps = Steps(config)
-        taken = timed_steps(steps, seconds, warmup=WARMUP, least=LEAST)
-        rate = median(size / spent for spent in whole_steps(steps, taken, seconds))
+        warm_up(steps, WARMUP)
+        with alone(beside_load):
+            taken = timed_steps(steps, seconds, least=LEAST)
+            rate = median(size / spent for spent in whole_steps(steps, taken, seconds))
         results.send(Trial(size, rate, memory_used(steps.fabric.device)))
     except ValueError as error:
         results.send(str(error))

@@ -19,13 +19,13 @@ from hybridvit import build
 from hybridvit.analysis import cost
 from hybridvit.config import RunConfig
 from hybridvit.engine.fit import clip, wait_for_device
+from hybridvit.engine.idle import alone, check_idle
 from hybridvit.engine.run import Session
 from hybridvit.engine.runlog import RunDirectory, cores
 
 WARMUP = 3  # steps that are not counted
 LEAST = 5  # steps that are, however long they take
 UNBROKEN = 10  # steps at least that a GPU is given at once
-BUSY = 0.15  # share of one core that other processes may use
 PHASES = ("data", "forward", "backward", "optimizer")
 WORDS = {
     "compiled, fused": ("CompiledF", "Torch-Compiled", "triton_"),
@@ -86,11 +86,13 @@ def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False
         ValueError: other processes use the machine, which would be measured instead.
     """
     if not beside_load:
-        check_idle()
+        check_idle()  # before all is built
     steps = Steps(config)
-    taken = timed_steps(steps, seconds)
     images = steps.config.train.batch_size
-    rates = sorted(images / spent for spent in whole_steps(steps, taken, seconds))
+    warm_up(steps)
+    with alone(beside_load):
+        taken = timed_steps(steps, seconds)
+        rates = sorted(images / spent for spent in whole_steps(steps, taken, seconds))
     memory = memory_used(steps.fabric.device)  # before the products below take theirs
     spec = steps.session.dataset.spec()
     micro = images // steps.config.train.accumulate
@@ -115,15 +117,17 @@ def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False
     }
 
 
-def timed_steps(
-    steps: Steps, seconds: float, *, warmup: int = WARMUP, least: int = LEAST
-) -> list[dict[str, float]]:
-    """Seconds of each step by phase, for so long, after `warmup` steps; `least` at least.
+def warm_up(steps: Steps, count: int = WARMUP) -> None:
+    """Steps in which all is compiled and tuned."""
+    for _ in range(count):
+        steps.run(lambda _: None)
+
+
+def timed_steps(steps: Steps, seconds: float, *, least: int = LEAST) -> list[dict[str, float]]:
+    """Seconds of each step by phase, for so long, but `least` steps.
 
     Resident images of several steps are augmented together: each step has its share of that.
     """
-    for _ in range(warmup):
-        _timed(steps)
     taken: list[dict[str, float]] = []
     started = time.perf_counter()
     while len(taken) < least or time.perf_counter() - started < seconds:
@@ -218,33 +222,6 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {cores()} cores"
 
 
-def check_idle(seconds: float = 0.5) -> None:
-    """Refuse a machine that others use: one busy neighbour costs many times its share.
-
-    Raises:
-        ValueError: other processes used more than `BUSY` of a core meanwhile.
-    """
-    before, mine = busy_seconds(), time.process_time()
-    time.sleep(seconds)
-    others = (busy_seconds() - before - (time.process_time() - mine)) / seconds
-    if others > BUSY:
-        raise ValueError(
-            f"other processes use {100 * others:.0f} % of a core, which would be measured instead; "
-            "wait for them, or add --beside-load"
-        )
-
-
-def busy_seconds() -> float:
-    """CPU time that all processes have taken since the machine started; 0 where unknown."""
-    try:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    except OSError:
-        return 0.0
-    ticks = [int(field) for field in fields]
-    idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
-    return (sum(ticks[:8]) - idle) / 100
-
-
 def bench_text(found: dict[str, Any]) -> str:
     """The measurement as lines."""
     low, high = found["quartiles"]
@@ -269,20 +246,26 @@ def bench_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def profile(config: RunConfig, out: Path, *, count: int = 5) -> list[tuple[str, float, str]]:
+def profile(
+    config: RunConfig, out: Path, *, count: int = 5, beside_load: bool = False
+) -> list[tuple[str, float, str]]:
     """Trace a few training steps into `out`/trace.json (for chrome://tracing or Perfetto).
 
     Returns:
         the ten largest costs: operator, its share of the time, and what kind of work it is.
+
+    Raises:
+        ValueError: other processes use the machine, which would be traced instead.
     """
+    if not beside_load:
+        check_idle()
     steps = Steps(config)
-    for _ in range(WARMUP):
-        steps.run(lambda _: None)
+    warm_up(steps)
     activities = [torch.profiler.ProfilerActivity.CPU]
     on_gpu = steps.fabric.device.type == "cuda"
     if on_gpu:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as trace:
+    with alone(beside_load), torch.profiler.profile(activities=activities) as trace:
         for _ in range(count):
             steps.run(lambda _: None)
     out.mkdir(parents=True, exist_ok=True)

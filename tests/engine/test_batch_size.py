@@ -85,7 +85,7 @@ def test_a_batch_is_never_larger_than_the_training_set() -> None:
 def fake(monkeypatch: pytest.MonkeyPatch, limit: int | None) -> None:
     """A machine of 100 MB where 64 images are fastest, and 1 MB an image."""
 
-    def measured(loaded: config.RunConfig, size: int, seconds: float) -> Trial:
+    def measured(loaded: config.RunConfig, size: int, seconds: float, beside_load: bool) -> Trial:
         return Trial(size, 1000.0 - abs(size - 64), 100 * MB + size * MB)
 
     monkeypatch.setattr(module, "measure", measured)
@@ -130,15 +130,15 @@ def test_a_real_process_trains() -> None:
 def test_a_process_that_the_system_kills_did_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = config.load("digits.yaml", SMALL)
     monkeypatch.setattr(module, "_train", dying.killed)
-    assert measure(loaded, 8, 0.1) == Trial(8, None, None)
+    assert measure(loaded, 8, 0.1, True) == Trial(8, None, None)
     monkeypatch.setattr(module, "_train", dying.stopped)
-    with pytest.raises(ValueError, match="a batch of 8 images does not train: its process died"):
-        measure(loaded, 8, 0.1)
+    with pytest.raises(ValueError, match="a batch of 8 images was not measured: its process died"):
+        measure(loaded, 8, 0.1, True)
 
 
 def test_what_a_config_does_wrong_is_said() -> None:
     loaded = config.load("digits.yaml", [*SMALL, "optim.freeze=[nothing]"])
-    with pytest.raises(ValueError, match=r"a batch of 8 images does not train: .*'nothing'"):
+    with pytest.raises(ValueError, match=r"a batch of 8 images was not measured: .*'nothing'"):
         find_batch_size(loaded, seconds=0.1, beside_load=True)
 
 
