@@ -126,7 +126,7 @@ class TrainLoader:
         starts = range(first, first + steps * self.batch_size, self.batch_size)
         if self.resident is None:
             plan = (self._slots(start)[0].tolist() for start in starts)
-            pictures = _decoded(self.split, plan, self.device, self.workers)
+            pictures = Decoders([self.split], self.device, self.workers)(self.split, plan)
             for start, images in zip(starts, pictures, strict=True):
                 yield self._batch(*self._slots(start), images)
             return
@@ -162,11 +162,14 @@ def eval_batches(
     image_size: tuple[int, int],
     batch_size: int,
     device: torch.device | str,
-    workers: int = 0,
+    decoders: Decoders | None = None,
 ) -> Iterator[Batch]:
     """All images in order, one view each, not augmented; the last batch may be smaller.
 
     Keys are those of seed 0 and epoch 0.
+
+    Args:
+        decoders: processes that decode a split that is not resident; this one by default.
 
     Raises:
         ValueError: an image cannot be decoded; the message names its file.
@@ -180,12 +183,61 @@ def eval_batches(
         )
     else:
         plan = (list(range(start, min(start + batch_size, len(split)))) for start in starts)
-        pictures = _decoded(split, plan, device, workers)
+        pictures = (decoders or Decoders([split], device, 0))(split, plan)
     for start, images in zip(starts, pictures, strict=True):
         part = slice(start, start + batch_size)
         index, labels = _to(split.index[part], device), _to(split.labels[part], device)
         key = draws.image_keys(0, torch.zeros_like(index), index)
         yield Batch(plain(images, image_size), labels, index, key)
+
+
+class Decoders:
+    """Processes that decode images of some splits, in batches; they stay for the next.
+
+    Args:
+        workers: how many processes; with 0 this one decodes.
+    """
+
+    def __init__(self, splits: Sequence[Split], device: torch.device, workers: int) -> None:
+        self.splits, self.device = splits, device
+        self._plan = _Plan()
+        self._loader = DataLoader(
+            _Reader(splits),
+            batch_size=None,
+            sampler=self._plan,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # the default one would draw from the global random state
+        )
+
+    def __call__(self, split: Split, plan: Iterable[list[int]]) -> Iterator[Tensor]:
+        """(B, C, H, W) uint8 images on the device for each list of positions in a split.
+
+        One plan at a time: the next one drops what is left of it.
+
+        Raises:
+            ValueError: an image cannot be decoded; the message names its file.
+        """
+        yield from _sent(self._decoded(split, plan), self.device)
+
+    def _decoded(self, split: Split, plan: Iterable[list[int]]) -> Iterator[Tensor]:
+        number = next(n for n, known in enumerate(self.splits) if known is split)
+        lists = self._plan.lists = ((number, positions) for positions in plan)
+        for images in self._loader:
+            if isinstance(images, str):
+                raise ValueError(images)
+            yield images
+            assert self._plan.lists is lists, "another plan has begun"
+
+
+class _Plan:
+    """What to decode next: a loader whose workers stay keeps the object that it asks."""
+
+    lists: Iterable[tuple[int, list[int]]] = ()
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        return iter(self.lists)
 
 
 class _Reader(TorchDataset[Tensor | str]):
@@ -194,35 +246,15 @@ class _Reader(TorchDataset[Tensor | str]):
     Raised in a worker, it would reach the user as the worker's whole traceback.
     """
 
-    def __init__(self, split: Split) -> None:
-        self.split = split
+    def __init__(self, splits: Sequence[Split]) -> None:
+        self.splits = splits
 
-    def __getitem__(self, positions: list[int]) -> Tensor | str:
+    def __getitem__(self, wanted: tuple[int, list[int]]) -> Tensor | str:
+        number, positions = wanted
         try:
-            return self.split.read_many(positions)
+            return self.splits[number].read_many(positions)
         except ValueError as error:
             return str(error)
-
-
-def _decoded(
-    split: Split, plan: Iterable[list[int]], device: torch.device, workers: int
-) -> Iterator[Tensor]:
-    """(B, C, H, W) uint8 images on the device for each list of positions."""
-    loader = DataLoader(
-        _Reader(split),
-        batch_size=None,
-        sampler=plan,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the default one would draw from the global random state
-    )
-    return _sent(map(_checked, loader), device)
-
-
-def _checked(images: Tensor | str) -> Tensor:
-    if isinstance(images, str):
-        raise ValueError(images)
-    return images
 
 
 def _to(x: Tensor, device: torch.device) -> Tensor:

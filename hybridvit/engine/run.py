@@ -18,7 +18,7 @@ from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.contracts import Batch
 from hybridvit.data.dataset import Dataset
-from hybridvit.data.loader import TrainLoader, eval_batches
+from hybridvit.data.loader import Decoders, TrainLoader, eval_batches
 from hybridvit.data.resident import Resident, fits
 from hybridvit.data.splits import ArraySplit, DecodedSplit, Split, subset
 from hybridvit.encoder.model import HybridViT
@@ -132,6 +132,7 @@ class Session:
         resident = config.data.resident
         self.resident = fits(self.dataset.train) if resident is None else resident
         self.decoded: dict[Split, Resident] = {}  # of validation and test
+        self.decoders = self._decoders()
         self.objective = build.make_objective(config, parts, self.dataset.spec())
         self.init = start_from(self.objective, Path(config.init)) if config.init else None
         self.loader = TrainLoader(
@@ -345,13 +346,10 @@ class Session:
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """A split in order, not augmented; decoded once where the training images are resident."""
-        return eval_batches(
-            self._stored(split),
-            self.dataset.image_size,
-            self.config.eval.batch_size,
-            self.fabric.device,
-            0 if isinstance(split, ArraySplit) else self.config.data.workers,
-        )
+        size, device = self.dataset.image_size, self.fabric.device
+        known = any(split is each for each in self.decoders.splits)
+        return eval_batches(self._stored(split), size, self.config.eval.batch_size, device,
+                            self.decoders if known else None)  # fmt: skip
 
     def leakage(self) -> dict[str, Any]:
         """What the stem mixes and the run leaks, as they are now."""
@@ -373,6 +371,13 @@ class Session:
         if split not in self.decoded:
             self.decoded[split] = Resident(split, "cpu", progress=self.show)
         return self.decoded[split]
+
+    def _decoders(self) -> Decoders:
+        """Of all that is evaluated; images in memory need no process of their own."""
+        splits = [self.train_split, self.val_split, self.dataset.test]
+        in_memory = all(isinstance(split, ArraySplit) for split in splits)
+        workers = 0 if in_memory else self.config.data.workers
+        return Decoders(splits, self.fabric.device, workers)
 
     def _pictured(self) -> Batch:
         source = self.val_split if len(self.val_split) else self.train_split

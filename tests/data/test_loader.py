@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from hybridvit import draws
 from hybridvit.contracts import Batch
 from hybridvit.data.augment import Augment, augment
-from hybridvit.data.loader import TrainLoader, eval_batches, order
+from hybridvit.data.loader import Decoders, TrainLoader, eval_batches, order
 from hybridvit.data.resident import Resident
 from hybridvit.data.splits import ArraySplit, DecodedSplit, Split, split_validation, subset
 
@@ -51,6 +52,10 @@ def loader(
         rank=rank,
         world=world,
     )
+
+
+def decoders(splits: list[Split], workers: int) -> Decoders:
+    return Decoders(splits, torch.device("cpu"), workers)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -229,7 +234,8 @@ def test_the_global_random_state_is_left_alone(workers: int) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(loader(arrays(), resident=False, workers=workers).batches(0, 3))
-    list(eval_batches(arrays(), SIZE, 8, "cpu", workers))
+    split = arrays()
+    list(eval_batches(split, SIZE, 8, "cpu", decoders([split], workers)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -262,7 +268,7 @@ def test_arguments_that_are_not_possible() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_reads_everything_in_order(workers: int) -> None:
     split = subset(arrays(), torch.arange(22, 1, -1))
-    batches = list(eval_batches(split, SIZE, 8, "cpu", workers))
+    batches = list(eval_batches(split, SIZE, 8, "cpu", decoders([split], workers)))
     assert [len(b.labels) for b in batches] == [8, 8, 5]
     assert all(b.others == () for b in batches)
     index = torch.cat([b.index for b in batches])
@@ -273,6 +279,33 @@ def test_evaluation_reads_everything_in_order(workers: int) -> None:
     assert torch.equal(torch.cat([b.key for b in batches]), key)
     kept = eval_batches(Resident(split, "cpu", progress=False), SIZE, 8, "cpu")
     assert all(same(a, b) for a, b in itertools.zip_longest(kept, batches))
+
+
+def test_decode_workers_stay_for_the_next_evaluation_and_the_next_split() -> None:
+    def decode(place: int) -> Tensor:  # the process that does it
+        return torch.tensor(list(os.getpid().to_bytes(3))).byte()[:, None, None].expand(3, *SIZE)
+
+    splits: list[Split] = [DecodedSplit(decode, torch.zeros(9), SIZE, 3) for _ in range(2)]
+    kept, seen = decoders(splits, 2), []
+    for split in (*splits, splits[0]):
+        images = torch.cat([b.images for b in eval_batches(split, SIZE, 1, "cpu", kept)])
+        pids = (images[:, :, 0, 0] * 255).long() @ torch.tensor([2**16, 2**8, 1])
+        seen.append(set(pids.tolist()))
+    assert os.getpid() not in seen[0]
+    assert len(seen[0] | seen[1] | seen[2]) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_left_of_an_evaluation_does_not_reach_the_next(workers: int) -> None:
+    splits: list[Split] = [arrays(40), subset(arrays(), torch.arange(22, 1, -1))]
+    kept = decoders(splits, workers)
+    begun = eval_batches(splits[0], SIZE, 4, "cpu", kept)
+    assert next(begun).index.tolist() == [0, 1, 2, 3]
+    batches = list(eval_batches(splits[1], SIZE, 4, "cpu", kept))
+    index = torch.arange(22, 1, -1)
+    assert torch.equal(torch.cat([b.images for b in batches]), arrays().images[index] / 255)
+    with pytest.raises(AssertionError, match="another plan has begun"):
+        list(begun)
 
 
 def test_evaluation_of_nothing_is_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -321,15 +322,37 @@ def test_streaming_equals_resident(tmp_path: Path) -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def make_folder(folder: Path) -> str:
+    """60 small images of two classes; an override that trains on them."""
+    for value, name in enumerate(("a", "b")):
+        (folder / name).mkdir(parents=True)
+        for i in range(30):
+            Image.new("L", (8, 8), 5 * i + value).save(folder / name / f"{i}.png")
+    return f"data={{name: image_folder, args: {{root: {folder}, image_size: 8}}}}"
+
+
+def test_a_streamed_run_starts_workers_for_training_and_for_evaluation_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    start = multiprocessing.Process.start
+    monkeypatch.setattr(
+        multiprocessing.Process, "start", lambda self: (started.append(self.name), start(self))[1]
+    )
+    settings = load(make_folder(tmp_path / "set"), "data.resident=false", "data.workers=1",
+                    "train.epochs=6", "train.picture_epochs=2", "objective.name=masked_patch",
+                    "eval.probes=[knn]", "eval.epochs=2")  # fmt: skip
+    assert train(settings, name="a", out=tmp_path / "a", show=False).status == "complete"
+    evaluations = [line for line in lines(tmp_path / "a") if "val/knn" in line]
+    assert len(evaluations) > 1
+    assert len(started) == 2
+
+
 @pytest.mark.parametrize(("resident", "decodings"), [("null", 1), ("false", 2)])
 def test_validation_and_test_images_are_decoded_once(
     resident: str, decodings: int, tmp_path: Path, cache_folder: Path
 ) -> None:
-    for value, name in enumerate(("a", "b")):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        for i in range(30):
-            Image.new("L", (8, 8), 5 * i + value).save(tmp_path / "set" / name / f"{i}.png")
-    images = f"data={{name: image_folder, args: {{root: {tmp_path / 'set'}, image_size: 8}}}}"
+    images = make_folder(tmp_path / "set")
     settings = load(images, f"data.resident={resident}", "data.workers=0")
     session = Session(settings, build.make_parts([])[0], RunDirectory(tmp_path), show=False)
     for split in (session.val_split, session.dataset.test):
