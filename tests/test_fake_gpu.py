@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -30,6 +30,7 @@ from hybridvit.data import policy
 from hybridvit.data.augment import Augment, augment
 from hybridvit.data.loader import TrainLoader, order
 from hybridvit.data.splits import ArraySplit
+from hybridvit.encoder.positions import Position
 from hybridvit.engine import fit as engine
 from hybridvit.engine.average import MovingAverage
 from hybridvit.engine.optim import make_optimizer
@@ -124,6 +125,25 @@ def test_an_objective_waits_for_nothing(
             output = made(batch)
             made.after_step(1)
         assert {x.device.type for x in (output.loss, *output.metrics.values())} == {"cuda"}
+        assert copies.sent == 0
+
+
+POSITIONS = [*get_args(Position), "axial"]
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("objective", ["supervised", "mae", "simmim"])
+def test_positions_wait_for_nothing(objective: str, position: str) -> None:
+    """Of all patches, and of those that are visible; masks and biases are made where tokens are."""
+    encoder = {"attention": "axial"} if position == "axial" else {"position": position}
+    made = make_objective(objective, encoder_args={"depth": 2, **encoder},
+                          **SMALL.get(objective, {}))  # fmt: skip
+    with FakeTensorMode():
+        module_on_gpu(made)
+        batch = batch_on_gpu()
+        with NoCopies() as copies, autocast():
+            output = made(batch)
+        assert output.loss.device.type == "cuda"
         assert copies.sent == 0
 
 

@@ -11,7 +11,7 @@ from hybridvit.contracts import Batch, Objective, StepOutput
 
 class Bf16Parameters(nn.Module):
     """An objective that computes with copies of its parameters in bf16, made once a step; those
-    of norms, and biases, stay as they are.
+    of norms, and other single numbers a channel, stay as they are.
 
     The parameters themselves, their gradients, the optimizer's state, moving averages and
     checkpoints stay in float32: they are the masters (Micikevicius et al. 2018, section 3.1). Under
@@ -21,10 +21,20 @@ class Bf16Parameters(nn.Module):
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = objective
+        # What autocast would cast in each layer. Norms on a CPU take no bf16 parameters where
+        # tokens are in float32.
+        biases = {f"{name}.bias" for name, layer in objective.named_modules() if casts(layer)}
+        self.copied = [
+            name for name, p in objective.named_parameters() if p.ndim > 1 or name in biases
+        ]
 
     def forward(self, batch: Batch) -> StepOutput:
-        parameters = self.objective.named_parameters()
-        # Norms on a CPU take no bf16 parameters where tokens are in float32.
-        copies = {n: p.to(torch.bfloat16) for n, p in parameters if p.ndim > 1}
+        parameters = dict(self.objective.named_parameters())
+        copies = {name: parameters[name].to(torch.bfloat16) for name in self.copied}
         output: StepOutput = functional_call(self.objective, copies, (batch,))
         return output
+
+
+def casts(layer: nn.Module) -> bool:
+    """Whether autocast has a layer compute in bf16."""
+    return isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)

@@ -150,13 +150,16 @@ def lookup(quantiles: Tensor, u: Tensor) -> Tensor:
 
 
 def box(area: Tensor, key: Tensor, size: torch.Size) -> Tensor:
-    """(B, H, W) bool: inside a random box of the given share of the image, clipped at its edge."""
+    """(B, H, W) bool: inside a random box of the given share of the image, clipped at its edge.
+
+    Half its sides and its centre are whole pixels (Yun et al. 2019, as in their code).
+    """
     centre = draws.uniform(key, _BOX, 2)
     inside = []
     for axis, length in enumerate(size):
-        half = area.sqrt() * length / 2
-        middle = centre[:, axis] * length
-        start, stop = (middle - half).round(), (middle + half).round()
+        half = (area.sqrt() * length / 2).floor()
+        middle = (centre[:, axis] * length).floor()
+        start, stop = middle - half, middle + half
         pixel = torch.arange(length, device=key.device)
         inside.append((pixel >= start[:, None]) & (pixel < stop[:, None]))
     return inside[0][:, :, None] & inside[1][:, None, :]

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import chi2_contingency
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from hybridvit import draws
@@ -57,6 +59,42 @@ def test_padded_crop_equals_a_loop(channels: int) -> None:
                 expected = images[i, :, row, column] / 255 if inside else torch.zeros(channels)
                 assert torch.equal(result[i, :, y, x], expected.expand(3))
     assert len(shifts) > 20
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_padded_crop_and_flip_are_torchvisions(channels: int) -> None:
+    images, key = batch(40, channels, 7, 5)
+    result = run(images, key, "pad")
+    offsets = draws.integers(key, CROP, 2, 7)
+    mirrored = draws.uniform(key, FLIP, 1)[:, 0] < 0.5
+    for i in range(40):
+        expected = tv.crop(tv.pad(images[i], [3, 3]), *offsets[i].tolist(), 7, 5)
+        expected = tv.horizontal_flip(expected) if mirrored[i] else expected
+        assert torch.equal(result[i], (expected / 255).expand(3, -1, -1))
+
+
+def test_padded_crops_are_distributed_as_torchvisions() -> None:
+    torch.manual_seed(0)
+    transform, picture = v2.RandomCrop((7, 5), padding=3), [torch.zeros(3, 7, 5)]
+    given = [transform.make_params(picture) for _ in range(4000)]
+    theirs = torch.tensor([[params["top"], params["left"]] for params in given])
+    _, key = batch(4000, 1, 1, 1)
+    ours = draws.integers(key, CROP, 2, 7)
+    # A cell for each pair of offsets.
+    counts = [(x @ torch.tensor([7, 1])).bincount(minlength=49).tolist() for x in (ours, theirs)]
+    assert chi2_contingency(counts).pvalue > 1e-3
+
+
+def test_an_erased_box_is_torchvisions() -> None:
+    images, key = batch(60, 3, 20, 30)
+    color = torch.tensor([0.0, 0.25, 0.75])
+    result = augment(images, key, Augment(erase=1.0), (20, 30), color)
+    draw = draws.uniform(key, ERASED, crops.DRAWS)
+    boxes = crops.erased_boxes(draw, (20, 30), (0.02, 0.33), (1 / 3.3, 1 / 0.3))
+    for i in range(60):
+        top, left, height, width = (int(side[i]) for side in boxes)
+        expected = tv.erase(images[i] / 255, top, left, height, width, color[:, None, None])
+        assert torch.equal(result[i], expected)
 
 
 def test_flip_alone_mirrors_half() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from conftest import make_batch, make_objective
+from torch import Tensor, autocast, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridvit.engine.bf16 import Bf16Parameters
 from hybridvit.objectives import OBJECTIVES
@@ -14,8 +17,8 @@ from hybridvit.stems import STEMS
 def test_it_computes_as_a_copy_in_bf16_would() -> None:
     objective, copy = make_objective("masked_patch").train(), make_objective("masked_patch").train()
     copy.load_state_dict(objective.state_dict())
-    for parameter in copy.parameters():
-        if parameter.ndim > 1:
+    for name, parameter in copy.named_parameters():
+        if parameter.ndim > 1 or (name.endswith("bias") and "norm" not in name):
             parameter.data = parameter.data.bfloat16()
     losses = []
     for module in (Bf16Parameters(objective), copy):
@@ -29,6 +32,40 @@ def test_it_computes_as_a_copy_in_bf16_would() -> None:
         assert ours.grad.dtype == torch.float32
         assert theirs.grad is not None
         assert torch.equal(ours.grad, theirs.grad.float())
+
+
+class Events(TorchDispatchMode):
+    """What is cast to bf16 of some tensors, and products, in order."""
+
+    def __init__(self, of: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.names = {tensor.data_ptr(): name for name, tensor in of.items()}
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if str(func) == "aten._to_copy.default" and made.dtype == torch.bfloat16:
+            self.found += filter(None, [self.names.get(args[0].data_ptr())])
+        elif any(word in str(func) for word in ("mm.", "convolution")):
+            self.found.append("product")
+        return made
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_no_layer_casts_a_parameter(stem: str) -> None:
+    """All that autocast would cast in its layer is cast before the first, once."""
+    made = make_objective("supervised", stem).train()
+    called: tuple[nn.Module, ...] = (made, Bf16Parameters(made))
+    cast = []
+    for module in called:
+        with Events(dict(made.named_parameters())) as events, autocast("cpu", torch.bfloat16):
+            module(make_batch(4))
+        first = events.found.index("product")
+        cast.append((set(events.found[:first]), [n for n in events.found if n != "product"]))
+    (early, all_of_it), (copied, all_copied) = cast
+    assert set(all_of_it) - early  # else this could not fail
+    assert set(all_of_it) <= copied
+    assert sorted(copied) == sorted(all_copied)
 
 
 def test_steps_too_small_for_bf16_add_up() -> None:

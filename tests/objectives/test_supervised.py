@@ -1,9 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_batch, make_objective
 from scipy import stats
+from torchvision.transforms import v2
 
 from hybridvit.objectives import supervised
 from hybridvit.objectives.supervised import Supervised
@@ -81,6 +84,49 @@ def test_cutmix_pastes_one_box_and_counts_its_pixels() -> None:
         partner = targets[k + 1 - 2 * (k % 2)]
         torch.testing.assert_close(mixed[k], share * targets[k] + (1 - share) * partner)
     assert from_other.any()
+
+
+def test_a_mixed_pair_is_torchvisions() -> None:
+    """Which mixes each image of a batch with the one before: in a pair with its partner."""
+    batch = make_batch(400)
+    targets = F.one_hot(batch.labels, 10).float()
+    images, mixed = make(mixup=1.0, cutmix=1.0).mix(batch.images, targets, batch.key)
+    kinds = set()
+    for k in range(0, 400, 2):
+        pair, labels, ours = (x[k : k + 2] for x in (batch.images, targets, images))
+        changed = (ours != pair).any(dim=1)[0]
+        share = float(changed.float().mean())
+        if kind := share == 1:  # a box that covers all is drawn with probability 0
+            blend = (ours - pair.flip(0))[0] / (pair - pair.flip(0))[0]
+            params: dict[str, Any] = {"lam": float(blend.median())}
+        else:
+            rows, columns = (changed.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
+            corner = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if rows else (0, 0, 0, 0)
+            params = {"box": corner, "lam_adjusted": 1 - share}
+        transform = v2.MixUp(num_classes=10) if kind else v2.CutMix(num_classes=10)
+        params |= {"labels": labels, "batch_size": 2}
+        assert (ours - transform.transform(pair, params)).abs().mean() < 0.01 / 255
+        torch.testing.assert_close(mixed[k : k + 2], transform.transform(labels, params))
+        kinds.add(kind)
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 64)])
+def test_cutmix_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    transform, picture = v2.CutMix(num_classes=2), [torch.zeros(2, 3, *size)]
+    boxes = [transform.make_params(picture)["box"] for _ in range(4000)]
+    theirs = np.array([[y, x, bottom - y, right - x] for x, y, right, bottom in boxes])
+    share = supervised.lookup(supervised.beta_quantiles(1.0), torch.rand(4000))
+    inside = supervised.box(1 - share, torch.arange(4000), torch.Size(size))
+    # Where a box begins, and its sides; boxes without a pixel begin nowhere.
+    sides = [inside.any(2), inside.any(1)]
+    ours = [side.int().argmax(1) for side in sides] + [side.sum(1) for side in sides]
+    some = inside.any(2).any(1).numpy(), (theirs[:, 2:] > 0).all(1)
+    assert stats.fisher_exact([[m.sum(), (~m).sum()] for m in some]).pvalue > 1e-3
+    mine = torch.stack(ours, dim=1).numpy()[some[0]]
+    for mix in ([1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 1, 1], [2, 0, 1, 0]):
+        assert stats.ks_2samp(mine @ mix, theirs[some[1]] @ mix).pvalue > 1e-3, mix
 
 
 def test_cutmix_covers_the_area_it_draws_before_clipping() -> None:
