@@ -17,7 +17,7 @@ import re
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,7 +64,7 @@ def load(split: Split, decoded: Callable[[], Iterable[Tensor]]) -> Tensor | None
 
     kept = read(path, shape(split))
     if kept is None:
-        with _turn(path.parent):
+        with turn(path.parent):
             kept = read(path, shape(split))
             if kept is None and write(path, unchanged()):
                 kept = read(path, shape(split))
@@ -82,24 +82,31 @@ def place(split: Split) -> Path | None:
     root = folder()
     if root is None or not isinstance(split, DecodedSplit) or split.version is None:
         return None
-    note = _note(root, split)  # before the files are read: it is not to promise what came later
+    what = f"{FORMAT} {torch.__version__} {shape(split)}"
+    return root / f"{key(root, what, split.index.tolist(), split.version, split.stamp)}.pixels"
+
+
+def key(
+    root: Path,
+    what: str,
+    places: Sequence[int],
+    version: Callable[[int], str],
+    stamp: Callable[[int], str | None] | None,
+) -> str:
+    """A hash of what is made and of the version of each file that it is made of, which is noted in
+    the folder for as long as no file's stamp changes."""
+    # Before the files are read: a note is not to promise what came later.
+    stamps = [stamp(i) for i in places] if stamp is not None else [None]
+    known = [each for each in stamps if each is not None]
+    note = root / f"{_hash(what, known)}.key" if len(known) == len(stamps) else None
     name = _noted(note)
     if name is None:
         with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
-            name = _name(split, pool.map(split.version, split.index.tolist()))
+            name = _hash(what, pool.map(version, places))
         if note is not None:
-            with suppress(OSError), _replaced(note) as file:  # without it, they are read again
+            with suppress(OSError), replaced(note) as file:  # without it, they are read again
                 file.write(name.encode())
-    return root / f"{name}.pixels"
-
-
-def _note(root: Path, split: DecodedSplit) -> Path | None:
-    """Where the name of a split's file is noted; None where changes might not show."""
-    if split.stamp is None:
-        return None
-    stamps = [split.stamp(i) for i in split.index.tolist()]
-    known = [stamp for stamp in stamps if stamp is not None]
-    return root / f"{_name(split, known)}.key" if len(known) == len(stamps) else None
+    return name
 
 
 def _noted(note: Path | None) -> str | None:
@@ -110,9 +117,8 @@ def _noted(note: Path | None) -> str | None:
     return name if re.fullmatch("[0-9a-f]{32}", name) else None
 
 
-def _name(split: DecodedSplit, lines: Iterable[str]) -> str:
-    """A hash of what is said of each image, and of what all have in common."""
-    digest = hashlib.sha256(f"{FORMAT} {torch.__version__} {shape(split)}\n".encode())
+def _hash(what: str, lines: Iterable[str]) -> str:
+    digest = hashlib.sha256(f"{what}\n".encode())
     for line in lines:
         digest.update(f"{line}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
@@ -149,7 +155,7 @@ def write(path: Path, chunks: Iterable[Tensor]) -> bool:
         ValueError: an image cannot be decoded.
     """
     try:
-        with _replaced(path) as file:
+        with replaced(path) as file:
             checksum = 0
             for images in chunks:
                 content = images.contiguous().numpy().data
@@ -157,17 +163,22 @@ def write(path: Path, chunks: Iterable[Tensor]) -> bool:
                 file.write(content)
             file.write(checksum.to_bytes(CHECKSUM, "big"))
     except OSError as error:
-        print(
-            f"decoded images are not kept: {str(path.parent)!r} ({error.strerror}); free some "
-            "space, or set the environment variable HYBRIDVIT_CACHE to another folder",
-            file=sys.stderr,
-        )
+        say_not_kept(path, error)
         return False
     return True
 
 
+def say_not_kept(path: Path, error: OSError) -> None:
+    """Tell the user that a file of the cache could not be written."""
+    print(
+        f"decoded images are not kept: {str(path.parent)!r} ({error.strerror}); free some "
+        "space, or set the environment variable HYBRIDVIT_CACHE to another folder",
+        file=sys.stderr,
+    )
+
+
 @contextmanager
-def _replaced(path: Path) -> Iterator[IO[bytes]]:
+def replaced(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes the path once it is complete, and is gone if it does not get so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
@@ -181,7 +192,7 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _turn(root: Path) -> Iterator[None]:
+def turn(root: Path) -> Iterator[None]:
     """Wait for other processes that decode into the folder; not where it cannot be locked."""
     handle = None
     try:

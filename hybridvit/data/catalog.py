@@ -11,12 +11,14 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 
+from hybridvit.data import packed
 from hybridvit.data.dataset import (
     AbsentData,
     Dataset,
@@ -29,6 +31,7 @@ from hybridvit.data.dataset import (
 from hybridvit.data.decode import Choice, choose
 from hybridvit.data.files import ImageFiles, one_line
 from hybridvit.data.folders import image_folder, imagenet
+from hybridvit.data.packed import Arrays
 
 MAX_ARRAY_BYTES = 2**30  # of one IDX file; MNIST has 47 MB
 
@@ -154,8 +157,11 @@ def _factory(name: str, source: _Source) -> Callable[..., Dataset]:
     ) -> Dataset:
         if image_size is not None:
             check_image_size(image_size)  # before anything is downloaded
-        reader = _load_idx if source.kind == "idx" else _load_arrays
-        return reader(name, source, data_root(root), download, image_size)
+        folder = data_root(root)
+        read = _read_idx_set if source.kind == "idx" else _read_arrays
+        files = _packed_files(folder / source.place)
+        unpacked = packed.load(name, files, partial(read, name, source, folder, download))
+        return from_arrays(name, *unpacked, image_size)
 
     def files(
         root: str | None = None,
@@ -174,9 +180,13 @@ def _factory(name: str, source: _Source) -> Callable[..., Dataset]:
     return load
 
 
-def _load_idx(
-    name: str, source: _Source, root: Path, download: bool, image_size: int | None
-) -> Dataset:
+def _packed_files(place: Path) -> ImageFiles:
+    """The files of a packed set: all in a folder, or beside one of the same kind."""
+    found = place.iterdir() if place.is_dir() else place.parent.glob(f"*_32x32{place.suffix}")
+    return ImageFiles(str(place.parent), sorted(str(path) for path in found if path.is_file()))
+
+
+def _read_idx_set(name: str, source: _Source, root: Path, download: bool) -> Arrays:
     """MNIST-like sets, also where only the compressed files are present and root is read-only."""
     folder = root / source.place
     files = {
@@ -189,18 +199,15 @@ def _load_idx(
     arrays = {key: _read_idx(_stored(path)) for key, path in files.items()}
     import torchvision
 
-    return from_arrays(
-        name,
-        (arrays["train", "images-idx3"][:, None], arrays["train", "labels-idx1"]),
-        (arrays["t10k", "images-idx3"][:, None], arrays["t10k", "labels-idx1"]),
+    return Arrays(
+        (arrays["train", "images-idx3"][:, None], arrays["train", "labels-idx1"].long()),
+        (arrays["t10k", "images-idx3"][:, None], arrays["t10k", "labels-idx1"].long()),
         list(getattr(torchvision.datasets, source.cls).classes),
-        image_size,
     )
 
 
-def _load_arrays(
-    name: str, source: _Source, root: Path, download: bool, image_size: int | None
-) -> Dataset:
+def _read_arrays(name: str, source: _Source, root: Path, download: bool) -> Arrays:
+    """Sets that torchvision holds as arrays."""
     parts = [
         _open_torchvision(name, source, root, download, arguments)
         for arguments in (*source.splits[0], *source.splits[1])
@@ -212,7 +219,7 @@ def _load_arrays(
             images = images.permute(0, 3, 1, 2)
         labels = part.targets if hasattr(part, "targets") else part.labels
         arrays.append((images.contiguous(), torch.as_tensor(labels).long()))
-    return from_arrays(name, arrays[0], arrays[1], _classes(parts[0], arrays[0][1]), image_size)
+    return Arrays(arrays[0], arrays[1], _classes(parts[0], arrays[0][1]))
 
 
 def _load_files(

@@ -133,7 +133,7 @@ class TrainLoader:
         together = self.together
         for block in (starts[n : n + together] for n in range(0, steps, together)):
             slots, epochs = (torch.cat(each) for each in zip(*map(self._slots, block), strict=True))
-            images = self.resident.images.index_select(0, slots)
+            images = self.resident.images(slots)
             yield from self._batch(slots, epochs, images).split(self.share)
 
     def _batch(self, slots: Tensor, epochs: Tensor, images: Tensor) -> Batch:
@@ -177,9 +177,8 @@ def eval_batches(
     device = torch.device(device)
     starts = range(0, len(split), batch_size)
     if isinstance(split, Resident):
-        stored = split.images
         pictures: Iterator[Tensor] = (
-            stored[start : start + batch_size].to(device) for start in starts
+            split.images(slice(start, start + batch_size)).to(device) for start in starts
         )
     else:
         plan = (list(range(start, min(start + batch_size, len(split)))) for start in starts)

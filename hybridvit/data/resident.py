@@ -10,28 +10,45 @@ import torch
 from torch import Tensor
 
 from hybridvit.data import cache
-from hybridvit.data.splits import Split
+from hybridvit.data.splits import ArraySplit, Split
 
 LIMIT_BYTES = 2**30
 _CHUNK = 256  # images decoded by one thread at a time
 
 
 class Resident:
-    """All images of a split as one uint8 tensor on the device.
+    """All images of a split as uint8 on the device.
 
-    Images of files are decoded once for all runs on a machine (`hybridvit.data.cache`).
+    Images of files are decoded once for all runs on a machine (`hybridvit.data.cache`), those of
+    packed files unpacked once (`hybridvit.data.packed`). On a CPU both stay where they are.
 
     Raises:
         ValueError: an image cannot be decoded; the message names its file.
     """
 
     def __init__(self, split: Split, device: torch.device | str, progress: bool) -> None:
-        self.images = _kept(split, progress).to(device)  # (N, C, H, W)
         self.labels = split.labels.to(device)  # (N,)
         self.index = split.index.to(device)  # (N,)
+        in_memory = _in_memory(split, device)
+        if in_memory is not None:
+            self._storage, self._places = in_memory, self.index
+        else:
+            self._storage = _kept(split, progress).to(device)  # (N, C, H, W)
+            self._places = torch.arange(len(split), device=self._storage.device)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def images(self, positions: Tensor | slice = slice(None)) -> Tensor:
+        """(B, C, H, W) at positions in the split, (B,) int64 on the device or a slice."""
+        return self._storage.index_select(0, self._places[positions])
+
+
+def _in_memory(split: Split, device: torch.device | str) -> Tensor | None:
+    """The memory that a split's images lie in as they are read, on this device."""
+    if not isinstance(split, ArraySplit) or split.images.device != torch.device(device):
+        return None
+    return split.images if split.images.shape[-2:] == split.size else None
 
 
 def stored_bytes(split: Split) -> int:

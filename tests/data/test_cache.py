@@ -44,7 +44,7 @@ def nothing_decoded() -> None:
 
 
 def images(source: DecodedSplit) -> Tensor:
-    return Resident(source, "cpu", progress=False).images
+    return Resident(source, "cpu", progress=False).images()
 
 
 def test_images_are_decoded_once(cache_folder: Path) -> None:
@@ -170,7 +170,7 @@ LOAD = """
 import sys
 from hybridvit.data.folders import image_folder
 from hybridvit.data.resident import Resident
-print(int(Resident(image_folder(sys.argv[1], image_size=8).train, "cpu", False).images.sum()))
+print(int(Resident(image_folder(sys.argv[1], image_size=8).train, "cpu", False).images().sum()))
 """
 
 

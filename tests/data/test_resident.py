@@ -23,8 +23,8 @@ def test_holds_every_image_in_order() -> None:
     split = decoded(700)
     resident = Resident(split, "cpu", progress=False)
     assert len(resident) == 700
-    assert resident.images.dtype == torch.uint8
-    assert torch.equal(resident.images, split.read_many(range(700)))
+    assert resident.images().dtype == torch.uint8
+    assert torch.equal(resident.images(), split.read_many(range(700)))
     assert torch.equal(resident.labels, split.labels)
 
 
@@ -32,14 +32,23 @@ def test_holds_the_images_of_a_subset() -> None:
     images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 2, 2)
     split = subset(ArraySplit(images, torch.arange(10)), torch.tensor([8, 3]))
     resident = Resident(split, "cpu", progress=False)
-    assert resident.images[:, 0, 0, 0].tolist() == [8, 3]
+    assert resident.images()[:, 0, 0, 0].tolist() == [8, 3]
     assert resident.index.tolist() == resident.labels.tolist() == [8, 3]
+
+
+@pytest.mark.parametrize("picked", [torch.arange(10), torch.tensor([8, 3])])
+def test_arrays_of_that_size_stay_where_they_are(picked: torch.Tensor) -> None:
+    whole = ArraySplit(torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.arange(10))
+    resident = Resident(subset(whole, picked), "cpu", progress=False)
+    whole.images[int(picked[0])] = 7
+    assert resident.images()[0, 0, 0, 0] == 7
+    assert resident.images(torch.tensor([0, 1]))[:, 0, 0, 0].tolist() == [7, 0]
 
 
 def test_enlarged_arrays_are_resized_once() -> None:
     split = ArraySplit(torch.full((3, 1, 2, 2), 9, dtype=torch.uint8), torch.zeros(3), (5, 5))
     assert torch.equal(
-        Resident(split, "cpu", progress=False).images,
+        Resident(split, "cpu", progress=False).images(),
         torch.full((3, 1, 5, 5), 9, dtype=torch.uint8),
     )
 
