@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from hybridvit.data.splits import DecodedSplit, Split
 
 FORMAT = 2  # of the files, and of how images are resized
 CHECKSUM = 4  # bytes at the end
+Source = TypeVar("Source", int, str)
 
 
 def folder() -> Path | None:
@@ -74,7 +75,7 @@ def load(split: Split, decoded: Callable[[], Iterable[Tensor]]) -> Tensor | None
 def place(split: Split) -> Path | None:
     """The file of a split's pixels; None for one that is not decoded or not of files.
 
-    Reads all image files, or just their note where `ImageFiles.stamp` shows no change.
+    Reads all image files, or just their note where `files.stamp` shows no change.
 
     Raises:
         ValueError: an image file cannot be read.
@@ -89,20 +90,20 @@ def place(split: Split) -> Path | None:
 def key(
     root: Path,
     what: str,
-    places: Sequence[int],
-    version: Callable[[int], str],
-    stamp: Callable[[int], str | None] | None,
+    sources: Sequence[Source],
+    version: Callable[[Source], str],
+    stamp: Callable[[Source], str | None] | None,
 ) -> str:
-    """A hash of what is made and of the version of each file that it is made of, which is noted in
-    the folder for as long as no file's stamp changes."""
+    """A hash of what is made and of the version of each source that it is made of, which is noted
+    in the folder for as long as no source's stamp changes."""
     # Before the files are read: a note is not to promise what came later.
-    stamps = [stamp(i) for i in places] if stamp is not None else [None]
+    stamps = [stamp(source) for source in sources] if stamp is not None else [None]
     known = [each for each in stamps if each is not None]
     note = root / f"{_hash(what, known)}.key" if len(known) == len(stamps) else None
     name = _noted(note)
     if name is None:
         with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
-            name = _hash(what, pool.map(version, places))
+            name = _hash(what, pool.map(version, sources))
         if note is not None:
             with suppress(OSError), replaced(note) as file:  # without it, they are read again
                 file.write(name.encode())
@@ -171,7 +172,7 @@ def write(path: Path, chunks: Iterable[Tensor]) -> bool:
 def say_not_kept(path: Path, error: OSError) -> None:
     """Tell the user that a file of the cache could not be written."""
     print(
-        f"decoded images are not kept: {str(path.parent)!r} ({error.strerror}); free some "
+        f"images are not kept in the cache: {str(path.parent)!r} ({error.strerror}); free some "
         "space, or set the environment variable HYBRIDVIT_CACHE to another folder",
         file=sys.stderr,
     )

@@ -75,6 +75,7 @@ class _Source:
     place: str  # what it looks for below the root
     kind: str  # "idx", "arrays" or "files"
     splits: _Splits
+    packed: tuple[str, ...] = ()  # below the root, what "idx" and "arrays" are read from
     image_size: int = 224  # of image files, whose own sizes differ
 
 
@@ -83,34 +84,48 @@ _BY_NAME: _Splits = ([{"split": "train"}], [{"split": "test"}])
 # Validation images are split off training here, so that the two official parts are joined.
 _JOINED: _Splits = ([{"split": "train"}, {"split": "val"}], [{"split": "test"}])
 
+_IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")  # fmt: skip
+_BATCHES = ("batches.meta", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+_BINARY = ("class_names.txt", "train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
+
+
+def _in(folder: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}" for name in names)
+
+
 _SOURCES = {
     "mnist": _Source(
         "Handwritten digits, 70,000 grey images of 28 x 28 pixels, 10 classes.",
-        "MNIST", "MNIST/raw", "idx", _BY_FLAG,
+        "MNIST", "MNIST/raw", "idx", _BY_FLAG, _in("MNIST/raw", _IDX),
     ),
     "fashion_mnist": _Source(
         "Clothes, 70,000 grey images of 28 x 28 pixels, 10 classes.",
-        "FashionMNIST", "FashionMNIST/raw", "idx", _BY_FLAG,
+        "FashionMNIST", "FashionMNIST/raw", "idx", _BY_FLAG, _in("FashionMNIST/raw", _IDX),
     ),
     "kmnist": _Source(
         "Cursive Japanese characters, 70,000 grey images of 28 x 28 pixels, 10 classes.",
-        "KMNIST", "KMNIST/raw", "idx", _BY_FLAG,
+        "KMNIST", "KMNIST/raw", "idx", _BY_FLAG, _in("KMNIST/raw", _IDX),
     ),
     "cifar10": _Source(
         "Animals and vehicles, 60,000 colour images of 32 x 32 pixels, 10 classes.",
         "CIFAR10", "cifar-10-batches-py", "arrays", _BY_FLAG,
+        _in("cifar-10-batches-py", _BATCHES),
     ),
     "cifar100": _Source(
         "Objects, 60,000 colour images of 32 x 32 pixels, 100 classes.",
         "CIFAR100", "cifar-100-python", "arrays", _BY_FLAG,
+        _in("cifar-100-python", ("meta", "train", "test")),
     ),
     "svhn": _Source(
         "House numbers, 99,289 colour images of 32 x 32 pixels, 10 classes.",
         "SVHN", "train_32x32.mat", "arrays", _BY_NAME,
+        ("train_32x32.mat", "test_32x32.mat"),
     ),
     "stl10": _Source(
         "Animals and vehicles, 13,000 labelled colour images of 96 x 96 pixels, 10 classes.",
         "STL10", "stl10_binary", "arrays", _BY_NAME,
+        _in("stl10_binary", _BINARY),
     ),
     "flowers102": _Source(
         "Flowers, 8,189 photographs, 102 classes; official train and val are joined.",
@@ -159,7 +174,7 @@ def _factory(name: str, source: _Source) -> Callable[..., Dataset]:
             check_image_size(image_size)  # before anything is downloaded
         folder = data_root(root)
         read = _read_idx_set if source.kind == "idx" else _read_arrays
-        files = _packed_files(folder / source.place)
+        files = [_stored(folder / file) for file in source.packed]
         unpacked = packed.load(name, files, partial(read, name, source, folder, download))
         return from_arrays(name, *unpacked, image_size)
 
@@ -180,30 +195,17 @@ def _factory(name: str, source: _Source) -> Callable[..., Dataset]:
     return load
 
 
-def _packed_files(place: Path) -> ImageFiles:
-    """The files of a packed set: all in a folder, or beside one of the same kind."""
-    found = place.iterdir() if place.is_dir() else place.parent.glob(f"*_32x32{place.suffix}")
-    return ImageFiles(str(place.parent), sorted(str(path) for path in found if path.is_file()))
-
-
 def _read_idx_set(name: str, source: _Source, root: Path, download: bool) -> Arrays:
     """MNIST-like sets, also where only the compressed files are present and root is read-only."""
-    folder = root / source.place
-    files = {
-        (part, kind): folder / f"{part}-{kind}-ubyte"
-        for part in ("train", "t10k")
-        for kind in ("images-idx3", "labels-idx1")
-    }
-    if not all(_stored(path).exists() for path in files.values()):
+    files = [root / file for file in source.packed]
+    if not all(_stored(path).exists() for path in files):
         _open_torchvision(name, source, root, download, {"train": True})
-    arrays = {key: _read_idx(_stored(path)) for key, path in files.items()}
+    images, labels, test_images, test_labels = (_read_idx(_stored(path)) for path in files)
     import torchvision
 
-    return Arrays(
-        (arrays["train", "images-idx3"][:, None], arrays["train", "labels-idx1"].long()),
-        (arrays["t10k", "images-idx3"][:, None], arrays["t10k", "labels-idx1"].long()),
-        list(getattr(torchvision.datasets, source.cls).classes),
-    )
+    classes = list(getattr(torchvision.datasets, source.cls).classes)
+    train, test = (images[:, None], labels.long()), (test_images[:, None], test_labels.long())
+    return Arrays(train, test, classes)
 
 
 def _read_arrays(name: str, source: _Source, root: Path, download: bool) -> Arrays:

@@ -45,29 +45,13 @@ class ImageFiles:
         path = self.paths[i]
         _check_regular(path)
         try:
-            with open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return digest(path)
         except OSError as error:
             raise unreadable(path, error) from None
 
     def stamp(self, i: int) -> str | None:
-        """What changes whenever image i does: its path, place on the disk, size, and times of
-        modification and of change, which no program can set; None where a change might not show.
-
-        Files whose times are less than `SETTLED` seconds old have None, because two changes in
-        one step of the clock have the same time. Not seen is what changes a disk from below its
-        file system, what another machine writes to a network file system that has not told this
-        one yet, and writing while the system's clock was set back to a time of before.
-        """
-        path = self.paths[i]
-        try:
-            status = os.stat(path)
-        except OSError:  # whoever reads it has more to say
-            return None
-        times = (status.st_mtime_ns, status.st_ctime_ns)
-        if time.time_ns() - max(times) < SETTLED * 1e9:
-            return None
-        return f"{path} {status.st_dev} {status.st_ino} {status.st_size} {times}"
+        """`stamp` of image i."""
+        return stamp(self.paths[i])
 
     def are_grey(self) -> bool:
         """Whether no image has colours; reads every header.
@@ -80,6 +64,35 @@ class ImageFiles:
             with open_image(path) as image:
                 grey = image.mode in GREY_MODES and grey
         return grey
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp(path: str) -> str | None:
+    """What changes whenever a file does: its path, place on the disk, size, and times of
+    modification and of change, which no program can set; None where a change might not show.
+
+    Files whose times are less than `SETTLED` seconds old have None, because two changes in
+    one step of the clock have the same time. Not seen is what changes a disk from below its
+    file system, what another machine writes to a network file system that has not told this
+    one yet, and writing while the system's clock was set back to a time of before.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:  # whoever reads it has more to say
+        return None
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    if time.time_ns() - max(times) < SETTLED * 1e9:
+        return None
+    return f"{path} {status.st_dev} {status.st_ino} {status.st_size} {times}"
 
 
 def list_images(folder: Path) -> tuple[list[str], Counter[str]]:

@@ -210,6 +210,11 @@ class Decoders:
             generator=torch.Generator(),  # the default one would draw from the global random state
         )
 
+    def start(self) -> None:
+        """Start the processes now. They are copies of this one, which grows as it trains."""
+        if self._loader.num_workers:
+            list(self(self.splits[0], []))
+
     def __call__(self, split: Split, plan: Iterable[list[int]]) -> Iterator[Tensor]:
         """(B, C, H, W) uint8 images on the device for each list of positions in a split.
 

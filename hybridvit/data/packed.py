@@ -7,16 +7,16 @@ It lies in the folder of `hybridvit.data.cache`, under a hash of the bytes of th
 from __future__ import annotations
 
 import json
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hybridvit.data import cache
-from hybridvit.data.files import ImageFiles
+from hybridvit.data import cache, files
 
 FORMAT = 1
 NAMES = ("images", "labels", "test_images", "test_labels")
@@ -30,36 +30,38 @@ class Arrays(NamedTuple):
     classes: list[str]
 
 
-def load(name: str, files: ImageFiles, read: Callable[[], Arrays]) -> Arrays:
+def load(name: str, packed: Sequence[Path], read: Callable[[], Arrays]) -> Arrays:
     """What `read` makes of a data set's packed files, from a file that is made where there is none.
 
-    Processes that start together wait for the one that reads. Where no packed file is there yet,
-    or none can be made of them, it is read all the same.
+    Where a packed file is absent or cannot be read, `read` has the word: it may download them, or
+    say what is wrong.
+
+    Args:
+        packed: all that is read, always in the same order.
 
     Raises:
-        ValueError: of `read`, or a file cannot be read.
+        ValueError: of `read`.
     """
-    root = cache.folder()
-    if root is None or not files.paths:
+    path = _place(name, packed)
+    if path is None:
         return read()
-
-    def place() -> Path:
-        places = range(len(files.paths))
-        key = cache.key(root, f"{name} {FORMAT}", places, files.digest, files.stamp)
-        return root / f"{key}.arrays"
-
-    path = place()
     kept = _read(path)
-    if kept is not None:
-        return kept
-    with cache.turn(root):
-        kept = _read(path)
-        if kept is not None:
-            return kept
-        arrays = read()
-        # Not what was downloaded only now, or changed as it was read.
-        wrote = place() == path and _write(path, arrays)
-    return (_read(path) if wrote else None) or arrays
+    if kept is None:
+        kept = read()
+        if _place(name, packed) == path and _write(path, kept):  # they did not change meanwhile
+            kept = _read(path) or kept
+    return kept
+
+
+def _place(name: str, packed: Sequence[Path]) -> Path | None:
+    root, paths = cache.folder(), [str(path) for path in packed]
+    if root is None or not all(map(os.path.isfile, paths)):
+        return None
+    try:
+        key = cache.key(root, f"{name} {FORMAT}", paths, files.digest, files.stamp)
+    except OSError:
+        return None
+    return root / f"{key}.arrays"
 
 
 def _write(path: Path, arrays: Arrays) -> bool:
@@ -88,7 +90,7 @@ def _read(path: Path) -> Arrays | None:
             said = file.metadata()
             tensors = {name: file.get_tensor(name) for name in NAMES}
             classes = json.loads(said["classes"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError):
         return None
     if any(said.get(name) != _checksum(tensor) for name, tensor in tensors.items()):
         return None

@@ -20,7 +20,8 @@ class Resident:
     """All images of a split as uint8 on the device.
 
     Images of files are decoded once for all runs on a machine (`hybridvit.data.cache`), those of
-    packed files unpacked once (`hybridvit.data.packed`). On a CPU both stay where they are.
+    packed files unpacked once (`hybridvit.data.packed`); on a CPU they stay where they are, unless
+    they are resized.
 
     Raises:
         ValueError: an image cannot be decoded; the message names its file.
@@ -30,18 +31,20 @@ class Resident:
         self.labels = split.labels.to(device)  # (N,)
         self.index = split.index.to(device)  # (N,)
         in_memory = _in_memory(split, device)
-        if in_memory is not None:
-            self._storage, self._places = in_memory, self.index
-        else:
-            self._storage = _kept(split, progress).to(device)  # (N, C, H, W)
-            self._places = torch.arange(len(split), device=self._storage.device)
+        self._places = None if in_memory is None else self.index
+        # (N, C, H, W), or more of which these are some
+        self._storage = _kept(split, progress).to(device) if in_memory is None else in_memory
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def images(self, positions: Tensor | slice = slice(None)) -> Tensor:
         """(B, C, H, W) at positions in the split, (B,) int64 on the device or a slice."""
-        return self._storage.index_select(0, self._places[positions])
+        if self._places is not None:
+            positions = self._places[positions]
+        if isinstance(positions, slice):
+            return self._storage[positions]
+        return self._storage.index_select(0, positions)
 
 
 def _in_memory(split: Split, device: torch.device | str) -> Tensor | None:

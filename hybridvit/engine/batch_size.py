@@ -22,7 +22,7 @@ import torch
 
 from hybridvit import build
 from hybridvit.config import RunConfig
-from hybridvit.engine.bench import Steps, memory_used, timed_steps, warm_up, whole_steps
+from hybridvit.engine.bench import Steps, both_ways, memory_used, warm_up
 from hybridvit.engine.idle import alone, check_idle
 
 SHARE = 0.8  # of the memory that is available, for training on a CPU
@@ -195,9 +195,8 @@ def _train(config: RunConfig, seconds: float, beside_load: bool, results: Connec
     try:
         steps = Steps(config)
         warm_up(steps, WARMUP)
-        with alone(beside_load):
-            taken = timed_steps(steps, seconds, least=LEAST)
-            rate = median(size / spent for spent in whole_steps(steps, taken, seconds))
+        _, taken = alone(lambda: both_ways(steps, seconds, least=LEAST), beside_load)
+        rate = median(size / spent for spent in taken)
         results.send(Trial(size, rate, memory_used(steps.fabric.device)))
     except ValueError as error:
         results.send(str(error))

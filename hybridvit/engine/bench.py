@@ -90,9 +90,8 @@ def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False
     steps = Steps(config)
     images = steps.config.train.batch_size
     warm_up(steps)
-    with alone(beside_load):
-        taken = timed_steps(steps, seconds)
-        rates = sorted(images / spent for spent in whole_steps(steps, taken, seconds))
+    taken, whole = alone(lambda: both_ways(steps, seconds), beside_load)
+    rates = sorted(images / spent for spent in whole)
     memory = memory_used(steps.fabric.device)  # before the products below take theirs
     spec = steps.session.dataset.spec()
     micro = images // steps.config.train.accumulate
@@ -149,6 +148,14 @@ def resident_batch(steps: Steps) -> float:
         wait_for_device()
         taken.append((time.perf_counter() - started) / loader.together)
     return median(taken)
+
+
+def both_ways(
+    steps: Steps, seconds: float, *, least: int = LEAST
+) -> tuple[list[dict[str, float]], list[float]]:
+    """Seconds of steps by phase, and of whole ones."""
+    by_phase = timed_steps(steps, seconds, least=least)
+    return by_phase, whole_steps(steps, by_phase, seconds)
 
 
 def whole_steps(steps: Steps, by_phase: list[dict[str, float]], seconds: float) -> list[float]:
@@ -261,13 +268,8 @@ def profile(
         check_idle()
     steps = Steps(config)
     warm_up(steps)
-    activities = [torch.profiler.ProfilerActivity.CPU]
     on_gpu = steps.fabric.device.type == "cuda"
-    if on_gpu:
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with alone(beside_load), torch.profiler.profile(activities=activities) as trace:
-        for _ in range(count):
-            steps.run(lambda _: None)
+    trace = alone(lambda: traced(steps, count), beside_load)
     out.mkdir(parents=True, exist_ok=True)
     trace.export_chrome_trace(str(out / "trace.json"))
     time_of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
@@ -283,6 +285,18 @@ def profile(
     costs = [(name, spent / total, kind_of(name)) for name, spent in events[:10]]
     (out / "costs.json").write_text(json.dumps(costs, indent=1) + "\n")
     return costs
+
+
+def traced(steps: Steps, count: int) -> torch.profiler.profile:
+    """The profile of some steps."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if steps.fabric.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    trace: torch.profiler.profile
+    with torch.profiler.profile(activities=activities) as trace:
+        for _ in range(count):
+            steps.run(lambda _: None)
+    return trace
 
 
 def kind_of(operator: str) -> str:

@@ -2,53 +2,66 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 BUSY = 0.15  # share of one core that other processes may use
-SECONDS = 0.5  # to look for them; in less, single ticks of the clock would count
+ROUNDING = 0.01  # of what this process takes, by which two ways to count it may differ
+SECONDS = 0.5  # to look for others; in less, single ticks of the clock would count
+TRIES = 3
+Found = TypeVar("Found")
 
 
-@contextmanager
-def alone(beside_load: bool) -> Iterator[None]:
-    """Measure something inside, while no other process works; beside any, if `beside_load`.
+class Busy(ValueError):
+    """Other processes use the machine."""
+
+
+def alone(measure: Callable[[], Found], beside_load: bool) -> Found:
+    """What is measured while no other process works; again where one does. Beside any load, if
+    `beside_load`.
 
     Raises:
-        ValueError: others work beforehand, or have done meanwhile.
+        Busy: something disturbs every try.
     """
     if beside_load:
-        yield
-        return
-    check_idle()
-    started, before = time.perf_counter(), busy_seconds() - own_seconds()
-    yield
-    refuse(busy_seconds() - own_seconds() - before, time.perf_counter() - started)
+        return measure()
+    for left in range(TRIES - 1, -1, -1):
+        try:
+            check_idle()
+            started, before, mine = time.perf_counter(), busy_seconds(), own_seconds()
+            found = measure()
+            took, busy, own = time.perf_counter(), busy_seconds() - before, own_seconds() - mine
+            refuse(busy - own - ROUNDING * own, took - started)
+            return found
+        except Busy:
+            if left == 0:
+                raise
+    raise AssertionError
 
 
 def check_idle(seconds: float = SECONDS) -> None:
     """Refuse a machine that others use.
 
     Raises:
-        ValueError: other processes used more than `BUSY` of a core meanwhile.
+        Busy: other processes used more than `BUSY` of a core meanwhile.
     """
-    with_others = busy_seconds() - own_seconds()
+    before = busy_seconds() - own_seconds()
     time.sleep(seconds)
-    refuse(busy_seconds() - own_seconds() - with_others, seconds)
+    refuse(busy_seconds() - own_seconds() - before, seconds)
 
 
 def refuse(taken: float, seconds: float) -> None:
     """Refuse CPU time that others took in so many seconds, if it is too much.
 
     Raises:
-        ValueError: it was more than `BUSY` of a core.
+        Busy: it was more than `BUSY` of a core.
     """
     share = taken / max(seconds, SECONDS)
     if share > BUSY:
-        raise ValueError(
+        raise Busy(
             f"other processes use {100 * share:.0f} % of a core, which would be measured instead; "
             "wait for them, or add --beside-load"
         )
@@ -60,21 +73,23 @@ def busy_seconds() -> float:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
         return 0.0
-    ticks = [int(field) for field in fields]
-    idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
-    return (sum(ticks[:8]) - idle) / 100
+    return sum(map(int, fields[:3])) / 100  # of users, with a low priority too, and of the system
 
 
 def own_seconds() -> float:
-    """CPU time of this process, of its decode workers, and of its children that have ended."""
-    ended = sum(os.times()[:4])
-    return ended + sum(_seconds(child.pid) for child in multiprocessing.active_children())
-
-
-def _seconds(pid: int | None) -> float:
-    try:
-        # The name in parentheses may hold spaces.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # it has just ended
-        return 0.0
-    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    """CPU time of this process and of all that it started, those that have ended too; 0 where
+    unknown."""
+    parents, ticks = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The name in parentheses may hold spaces.
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+        ticks[int(stat.parent.name)] = sum(map(int, fields[11:15]))  # and of ended children
+    family, found = set(), {os.getpid()} & ticks.keys()
+    while found:
+        family |= found
+        found = {pid for pid, parent in parents.items() if parent in found}
+    return sum(ticks[pid] for pid in family) / os.sysconf("SC_CLK_TCK")

@@ -214,6 +214,8 @@ class Session:
         config, fabric = self.config, self.fabric
         path = checkpoint.latest(self.directory.checkpoints)
         progress = self._load(path) if path else Progress()
+        if not self.resident:
+            self.decoders.start()
         objective, optimizer = self.prepare()
         if path:  # now that the parameters are where their state must be
             self.optimizer.load_state_dict(checkpoint.read_optimizer(path))

@@ -165,7 +165,9 @@ def test_root_defaults_to_the_environment(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_mnist_is_read_compressed_or_not(tmp_path: Path, suffix: str) -> None:
+def test_mnist_is_read_compressed_or_not(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = write_mnist(tmp_path / "KMNIST" / "raw", suffix)
     before = sorted(tmp_path.rglob("*"))
     data = TABLE["kmnist"](root=str(tmp_path))
@@ -173,6 +175,7 @@ def test_mnist_is_read_compressed_or_not(tmp_path: Path, suffix: str) -> None:
     assert data.test.labels.tolist() == [0, 1, 2]
     assert data.classes[1] == "ki"
     assert sorted(tmp_path.rglob("*")) == before  # nothing is written into the root
+    check_unpacked_once("kmnist", tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +222,23 @@ def test_altered_pickles_are_never_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "attacked").exists()
 
 
+def check_unpacked_once(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The set comes from the cache, without its files being opened, and is the same."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("opened again")
+
+    one = TABLE[name](root=str(root))
+    with monkeypatch.context() as patched:
+        for function in ("_open_torchvision", "_read_idx"):
+            patched.setattr(f"hybridvit.data.catalog.{function}", refused)
+        other = TABLE[name](root=str(root))
+    assert other.classes == one.classes
+    for a, b in ((one.train, other.train), (one.test, other.test)):
+        assert torch.equal(a.labels, b.labels)
+        assert torch.equal(a.read_many(range(len(a))), b.read_many(range(len(b))))
+
+
 def test_array_sets_become_channels_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.io import savemat
     from torchvision.datasets import STL10, SVHN
@@ -233,15 +253,18 @@ def test_array_sets_become_channels_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(data.train.read_many(range(4)), torch.from_numpy(pixels))
     assert data.test.labels.tolist() == [0, 1, 2, 9]
     assert data.classes == [str(i) for i in range(10)]
+    check_unpacked_once("svhn", tmp_path, monkeypatch)
 
     large = np.random.default_rng(0).integers(0, 256, (2, 3, 96, 96), dtype=np.uint8)
     (tmp_path / "stl10_binary").mkdir()
     for part in ("train", "test"):
         large.transpose(0, 1, 3, 2).tofile(tmp_path / "stl10_binary" / f"{part}_X.bin")
         np.array([1, 10], dtype=np.uint8).tofile(tmp_path / "stl10_binary" / f"{part}_y.bin")
+    (tmp_path / "stl10_binary" / "class_names.txt").write_text("airplane\nbird\n")
     data = TABLE["stl10"](root=str(tmp_path))
     assert torch.equal(data.test.read(1), torch.from_numpy(large[1]))
     assert data.test.labels.tolist() == [0, 9]
+    check_unpacked_once("stl10", tmp_path, monkeypatch)
 
 
 def test_cifar_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +282,7 @@ def test_cifar_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(data.train.read_many([0, 1]), torch.from_numpy(pixels))
     assert data.test.labels.tolist() == [1, 0]
     assert data.classes == ["apple", "bee"]
+    check_unpacked_once("cifar100", tmp_path, monkeypatch)
 
 
 def make_eurosat(root: Path) -> None:

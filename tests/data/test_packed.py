@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hybridvit.data import files, packed
 from hybridvit.data.catalog import datasets_table
-from hybridvit.data.files import ImageFiles
 from hybridvit.data.packed import Arrays
 
 
@@ -42,8 +41,7 @@ def load(folder: Path, name: str = "numbers") -> Arrays:
         return Arrays((images[:2], labels[:2]), (images[2:], labels[2:]), ["ape", 'bee\'s, "cat"'])
 
     READ.clear()
-    listed = [str(path) for path in sorted(folder.glob("*"))]
-    return packed.load(name, ImageFiles(str(folder), listed), read)
+    return packed.load(name, [folder / "pixels", folder / "labels"], read)
 
 
 def tensors(arrays: Arrays) -> list[Tensor]:
@@ -112,26 +110,43 @@ def test_a_damaged_file_is_made_again(damage: str, source: Path, cache_folder: P
     assert not READ
 
 
-def test_what_comes_or_changes_as_it_is_read_is_not_kept(source: Path, cache_folder: Path) -> None:
+@pytest.mark.parametrize("event", ["changes", "comes"])
+def test_what_changes_or_comes_as_it_is_read_is_not_kept(
+    event: str, source: Path, cache_folder: Path
+) -> None:
     """Nothing would say that what was read is what is there now."""
     pixels, labels = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
-    arrays = Arrays((pixels, labels), (pixels, labels), [])
+    arrays = Arrays((pixels, labels), (pixels.clone(), labels.clone()), [])
+    late = source / ("labels" if event == "changes" else "downloaded")
 
     def read() -> Arrays:
-        (source / "labels").write_bytes(b"")
+        late.write_bytes(b"new")
         return arrays
 
-    listed = ImageFiles(str(source), [str(source / "labels")])
-    assert packed.load("numbers", listed, read) is arrays
+    assert packed.load("numbers", [source / "pixels", late], read) is arrays
     assert not list(cache_folder.glob("*.arrays"))
+    assert packed.load("numbers", [source / "pixels", late], lambda: arrays) is not arrays
+
+
+def test_where_a_file_cannot_be_read_the_reader_says_so(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: str) -> str:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(files, "digest", refused)
+    assert load(source).train[1].tolist() == [3, 1]
+    (source / "labels").unlink()
+    with pytest.raises(FileNotFoundError):
+        load(source)
 
 
 def test_without_files_or_cache_it_is_read(
     source: Path, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
 ) -> None:
     arrays = load(source)
-    nothing = ImageFiles(str(source), [])
-    assert packed.load("numbers", nothing, lambda: arrays) is arrays
+    absent = [source / "pixels", source / "absent"]
+    assert packed.load("numbers", absent, lambda: arrays) is arrays
     shutil.rmtree(cache_folder)
     monkeypatch.setenv("HYBRIDVIT_CACHE", "")
     assert same(load(source), arrays)

@@ -1,22 +1,23 @@
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 import time
-from multiprocessing.synchronize import Event
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from hybridvit.engine import idle as module
-from hybridvit.engine.idle import alone, busy_seconds, check_idle, own_seconds
+from hybridvit.engine.idle import Busy, alone, busy_seconds, check_idle, own_seconds
 
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """CPU seconds that all processes have taken: the last of a list."""
-    seconds = [100.0]
-    monkeypatch.setattr(module, "busy_seconds", lambda: seconds[-1])
-    monkeypatch.setattr(module, "own_seconds", lambda: 0.0)
+    """CPU seconds that all processes have taken, then that this one has."""
+    seconds = [100.0, 0.0]
+    monkeypatch.setattr(module, "busy_seconds", lambda: seconds[0])
+    monkeypatch.setattr(module, "own_seconds", lambda: seconds[1])
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     return seconds
 
@@ -25,49 +26,80 @@ def test_a_busy_machine_is_refused(monkeypatch: pytest.MonkeyPatch, load: list[f
     check_idle()
     clock = iter([100.0, 100.4])
     monkeypatch.setattr(module, "busy_seconds", lambda: next(clock))
-    with pytest.raises(ValueError, match=r"other processes use 80 % of a core"):
+    with pytest.raises(Busy, match=r"other processes use 80 % of a core"):
         check_idle(0.5)
 
 
-def test_load_before_or_meanwhile_is_refused(load: list[float]) -> None:
-    with alone(beside_load=False):
-        pass
-    with pytest.raises(ValueError, match="other processes use"), alone(beside_load=False):
-        load.append(101.0)
-    with alone(beside_load=True):
-        load.append(200.0)
+def adding(load: list[float], *others: float, own: float = 0.0) -> Callable[[], int]:
+    """A measurement beside which others take so many CPU seconds, the first time, the second..."""
+    calls: Iterator[tuple[int, float]] = iter(enumerate(others))
+
+    def measure() -> int:
+        number, seconds = next(calls)
+        load[0] += own + seconds
+        load[1] += own
+        return number
+
+    return measure
+
+
+def test_what_is_disturbed_is_measured_again(load: list[float]) -> None:
+    assert alone(adding(load, 0.0), beside_load=False) == 0
+    assert alone(adding(load, 1.0, 2.0, 0.0), beside_load=False) == 2
+    assert alone(adding(load, 9.0), beside_load=True) == 0
+    with pytest.raises(Busy, match="other processes use 400 %"):
+        alone(adding(load, 1.0, 1.0, 2.0), beside_load=False)
 
 
 def test_a_tick_in_a_short_time_is_no_load(load: list[float]) -> None:
-    with alone(beside_load=False):
-        load.append(100.02)
+    assert alone(adding(load, 0.02), beside_load=False) == 0
 
 
-def test_what_this_process_takes_is_not_of_others() -> None:
-    before, mine = busy_seconds(), own_seconds()
-    if before == 0:
+def test_how_a_process_that_takes_all_cores_is_counted_is_no_load(load: list[float]) -> None:
+    assert alone(adding(load, 0.5, own=60.0), beside_load=False) == 0
+
+
+def test_a_mistake_is_not_tried_again(load: list[float]) -> None:
+    calls = []
+
+    def measure() -> None:
+        calls.append(1)
+        raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        alone(measure, beside_load=False)
+    assert len(calls) == 1
+
+
+@pytest.fixture
+def on_linux() -> None:
+    if busy_seconds() == 0:
         pytest.skip("no /proc/stat here")
+
+
+@pytest.mark.usefixtures("on_linux")
+def test_both_counts_have_what_this_process_takes() -> None:
+    busy, mine, took = busy_seconds(), own_seconds(), time.process_time()
     x = torch.randn(400, 400)
-    while own_seconds() - mine < 0.1:
+    while time.process_time() - took < 0.3:
         x = (x @ x).tanh()
-    assert busy_seconds() - before > 0.08
+    took = time.process_time() - took
+    assert own_seconds() - mine == pytest.approx(took, abs=0.1)
+    assert busy_seconds() - busy > took - 0.1
 
 
-def _burn(done: Event, end: Event) -> None:
-    while time.process_time() < 0.3:
-        pass
-    done.set()
-    end.wait(60)
-
-
-def test_workers_are_not_others_alive_or_ended() -> None:
-    context = multiprocessing.get_context("fork")
-    done, end = context.Event(), context.Event()
+@pytest.mark.usefixtures("on_linux")
+def test_what_this_process_started_is_not_of_others() -> None:
+    """Of a child, as of its own children; while they live, and when they have ended."""
+    burn = "import time\nwhile time.process_time() < 0.2: pass"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])\n{burn}"
+    script = f"{parent}\nprint(flush=True); input()"
     before = own_seconds()
-    process = context.Process(target=_burn, args=(done, end))
-    process.start()
-    assert done.wait(60)
-    assert own_seconds() - before > 0.25
-    end.set()
-    process.join()
-    assert own_seconds() - before > 0.25
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert own_seconds() - before > 0.35
+        child.communicate(b"\n")
+    assert own_seconds() - before > 0.35

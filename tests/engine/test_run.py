@@ -339,12 +339,18 @@ def test_a_streamed_run_starts_workers_for_training_and_for_evaluation_once(
     monkeypatch.setattr(
         multiprocessing.Process, "start", lambda self: (started.append(self.name), start(self))[1]
     )
+    before_training: list[int] = []
+    fit = fit_module.fit
+    monkeypatch.setattr(
+        "hybridvit.engine.run.fit", lambda *a: (before_training.append(len(started)), fit(*a))
+    )
     settings = load(make_folder(tmp_path / "set"), "data.resident=false", "data.workers=1",
                     "train.epochs=6", "train.picture_epochs=2", "objective.name=masked_patch",
                     "eval.probes=[knn]", "eval.epochs=2")  # fmt: skip
     assert train(settings, name="a", out=tmp_path / "a", show=False).status == "complete"
     evaluations = [line for line in lines(tmp_path / "a") if "val/knn" in line]
     assert len(evaluations) > 1
+    assert before_training == [1]  # evaluation's, which would else be copies of all that grew
     assert len(started) == 2
 
 
