@@ -10,9 +10,9 @@ OURS: dict[str, dict[str, list[str]]] = {
         "any": ["train.precision=bf16_params", "train.compile=whole"],
         # As one graph, its convolutions are slower than in eager mode.
         "hybrid-224": ["train.precision=bf16", "train.compile=blocks"],
-        # A short run, in which compiling would take longer than it saves; the configs say bf16.
-        "whole-fashion-mnist": [],
-        "whole-cifar10": [],
+        # A short run, in which compiling would take longer than it saves.
+        "whole-fashion-mnist": ["train.precision=bf16_params"],
+        "whole-cifar10": ["train.precision=bf16_params"],
     },
     "cuda": {
         "any": ["train.precision=bf16", "train.compile=whole"],
@@ -21,7 +21,7 @@ OURS: dict[str, dict[str, list[str]]] = {
     },
 }
 OURS_FP32 = ["train.precision=fp32"]
-OURS_COMPILED = ["train.compile=whole"]
+OURS_COMPILED = ["train.compile=whole"]  # beside those of the case
 # Variables of the environment that our processes get beside the user's own.
 OURS_ENVIRONMENT: dict[str, str] = {}
 
@@ -41,9 +41,8 @@ def ours(case: str, setting: str, device: str) -> list[str]:
     """Our overrides for a case."""
     if setting == "fp32":
         return OURS_FP32
-    if setting == "compiled":
-        return OURS_COMPILED
-    return OURS[device].get(case, OURS[device]["any"])
+    overrides = OURS[device].get(case, OURS[device]["any"])
+    return overrides + OURS_COMPILED if setting == "compiled" else overrides
 
 
 def peers(setting: str, device: str) -> Setting:
