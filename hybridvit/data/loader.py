@@ -6,6 +6,8 @@ changes no batch.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 
@@ -206,6 +208,7 @@ class Decoders:
             sampler=self._plan,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_heed_the_run,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # the default one would draw from the global random state
         )
@@ -233,6 +236,16 @@ class Decoders:
                 raise ValueError(images)
             yield images
             assert self._plan.lists is lists, "another plan has begun"
+
+
+def _heed_the_run(_worker: int) -> None:
+    """Signals that a terminal or a job's end sends to all processes are the run's to answer.
+
+    It still decodes after Ctrl-C, for what it was about to evaluate. A worker that is told to end
+    does so as if done: torch would raise wherever the run is, cleaning up included.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 class _Plan:

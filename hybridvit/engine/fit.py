@@ -113,10 +113,11 @@ def fit(
             if logs:
                 calls.log(step, {"lr": factor * max(peaks), **clock.times(), **host(output)})
             with clock.paused():
-                if evaluates:
-                    calls.evaluate(step)
-                if pictures:
-                    calls.picture(step)
+                with blamed(signals):
+                    if evaluates:
+                        calls.evaluate(step)
+                    if pictures:
+                        calls.picture(step)
                 if evaluates or stop:
                     calls.save(progress)
             if stop:

@@ -29,7 +29,8 @@ def stop_signals() -> Iterator[list[str]]:
 @contextmanager
 def blamed(signals: list[str]) -> Iterator[None]:
     """What fails inside once a signal has come is that signal's doing: a terminal's Ctrl-C also
-    ends the compilers that torch has started, and torch then raises an error of theirs."""
+    ends the compilers that torch has started, and who ends a job its decode workers, too; torch
+    then raises an error of theirs."""
     try:
         yield
     except Exception as error:  # raised again, as an error or as the signal's doing

@@ -227,7 +227,19 @@ def test_a_signal_outside_of_training_closes_the_record(
     assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 
 
-def test_ctrl_c_in_a_terminal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "streamed", "said"),
+    [
+        (signal.SIGINT, False, "stopped by SIGINT"),
+        (signal.SIGINT, True, "stopped by SIGINT"),
+        (signal.SIGTERM, True, "stopped by "),  # ends the workers, and with them the evaluation
+    ],
+)
+def test_a_signal_to_all_processes_saves_and_says_how_to_go_on(
+    number: signal.Signals, streamed: bool, said: str, tmp_path: Path
+) -> None:
+    """Decode workers are told, too, and they are needed: each step is evaluated."""
+    workers = ["data.resident=false", "data.workers=1", "train.batch_size=8", "eval.epochs=0.1"]
     command = [
         sys.executable,
         "-m",
@@ -235,18 +247,20 @@ def test_ctrl_c_in_a_terminal_saves_and_says_how_to_go_on(tmp_path: Path) -> Non
         "train",
         "digits.yaml",
         *SMALL,
+        *([make_folder(tmp_path / "set"), *workers] if streamed else []),
         "train.epochs=500",
         f"out={tmp_path / 'run'}",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert "stopped by SIGINT" in out
+    assert said in out
     assert "run the same command again to go on" in out
     assert "Traceback" not in err
     assert checkpoint.latest(tmp_path / "run" / "checkpoints") is not None
