@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.contracts import Batch
 from hybridvit.data.dataset import Dataset
-from hybridvit.data.loader import Decoders, TrainLoader, eval_batches
-from hybridvit.data.resident import Resident, fits
-from hybridvit.data.splits import ArraySplit, DecodedSplit, Split, subset
+from hybridvit.data.loader import TrainLoader
+from hybridvit.data.resident import fits
+from hybridvit.data.splits import subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.engine import checkpoint
 from hybridvit.engine.allocator import keep_freed_memory
@@ -33,6 +31,7 @@ from hybridvit.engine.describe import (
     leakage_warning,
     probe_batch,
 )
+from hybridvit.engine.evaluate import Evaluator, evaluated
 from hybridvit.engine.fabric import make_fabric
 from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_steps
 from hybridvit.engine.init import start_from
@@ -41,7 +40,6 @@ from hybridvit.engine.pictures import write_rows
 from hybridvit.engine.runlog import RunDirectory, check_same_data, check_same_run, new_record
 from hybridvit.engine.signals import terminable
 from hybridvit.evaluation import probes
-from hybridvit.evaluation.accuracy import accuracy, predictions
 from hybridvit.registry import Parts
 
 PICTURED = 8
@@ -131,8 +129,6 @@ class Session:
         self.train_split, self.val_split = build.make_splits(config, self.dataset)
         resident = config.data.resident
         self.resident = fits(self.dataset.train) if resident is None else resident
-        self.decoded: dict[Split, Resident] = {}  # of validation and test
-        self.decoders = self._decoders()
         self.objective = build.make_objective(config, parts, self.dataset.spec())
         self.init = start_from(self.objective, Path(config.init)) if config.init else None
         self.loader = TrainLoader(
@@ -146,6 +142,15 @@ class Session:
             workers=config.data.workers,
             views=self.objective.views,
             fill=self.objective.model.mean.flatten().tolist(),
+        )
+        self.evaluator = Evaluator(
+            config,
+            self.dataset,
+            self.train_split,
+            self.val_split,
+            self.fabric,
+            resident=self.loader.resident,
+            show=show,
         )
         self.length = len(self.train_split)
         self.optimizer = make_optimizer(self.objective, config.optim)
@@ -215,7 +220,7 @@ class Session:
         path = checkpoint.latest(self.directory.checkpoints)
         progress = self._load(path) if path else Progress()
         if not self.resident:
-            self.decoders.start()
+            self.evaluator.decoders.start()
         objective, optimizer = self.prepare()
         if path:  # now that the parameters are where their state must be
             self.optimizer.load_state_dict(checkpoint.read_optimizer(path))
@@ -264,54 +269,24 @@ class Session:
             self.log(step, values)
 
     def validation(self) -> dict[str, float]:
-        """Validation accuracy, or that of a k-NN probe where the model has no head."""
-        model = self.evaluated()
-        metric = validation_metric(model, self.config)
-        if len(self.val_split) == 0 or metric is None:
-            return {}
-        with self.fabric.autocast():
-            if model.head is not None:
-                return {metric: self.head_accuracy(model, self.val_split)}
-            bank = probes.extract(model, self.batches(self.train_split))
-            val = probes.extract(model, self.batches(self.val_split))
-            predicted = probes.knn(bank, val[0], len(self.dataset.classes), self.fabric.device)
-            return {metric: accuracy(predicted, val[1])}
+        """What the model is worth on the validation images."""
+        return self.evaluator.validation(self.evaluated())
 
     def final_results(self) -> dict[str, float]:
         """Accuracy and probes on the test split, which nothing has looked at before."""
         self.fabric.to_device(self.objective)
-        model, test = self.evaluated(), self.dataset.test
-        results, predicted = {}, {}
-        with self.fabric.autocast():
-            if model.head is not None:
-                if len(self.val_split):
-                    results["val/accuracy"] = self.head_accuracy(model, self.val_split)
-                predicted["test/accuracy"], _ = predictions(model, self.batches(test))
-            if self.config.eval.probes:
-                self.say("probing frozen features")
-                predicted |= self.probe(model, "test")
-                fresh = build.make_model(self.config, self.parts, self.dataset.spec())
-                predicted |= self.probe(fresh.to(self.fabric.device), "untrained/test")
+        if self.config.eval.probes:
+            self.say("probing frozen features")
+        results, predicted = self.evaluator.test(self.evaluated(), self.untrained)
         if predicted:
             classes = {key: said.tolist() for key, said in predicted.items()}
-            self.directory.write_predictions(test.labels.tolist(), classes)
-        return results | {key: accuracy(said, test.labels) for key, said in predicted.items()}
+            self.directory.write_predictions(self.dataset.test.labels.tolist(), classes)
+        return results
 
-    def head_accuracy(self, model: HybridViT, split: Split) -> float:
-        """How often the model's head is right."""
-        return accuracy(*predictions(model, self.batches(split)))
-
-    def probe(self, model: HybridViT, prefix: str) -> dict[str, Tensor]:
-        """What the configured probes of a model's frozen features say of the test images."""
-        bank = probes.extract(model, self.batches(self.train_split))
-        features, _ = probes.extract(model, self.batches(self.dataset.test))
-        predicted = {}
-        if "knn" in self.config.eval.probes:
-            classes = len(self.dataset.classes)
-            predicted[f"{prefix}/knn"] = probes.knn(bank, features, classes, self.fabric.device)
-        if "linear" in self.config.eval.probes:
-            predicted[f"{prefix}/linear"] = probes.linear(bank, features)
-        return predicted
+    def untrained(self) -> HybridViT:
+        """The network as it was before training, but for its head."""
+        model = build.make_model(self.config, self.parts, self.dataset.spec())
+        return model.to(self.fabric.device)
 
     def picture(self, step: int) -> None:
         """Write the objective's pictures of the same few images."""
@@ -346,13 +321,6 @@ class Session:
         name = self.objective.evaluated
         return name if self.average is None else f"ema of {name}"
 
-    def batches(self, split: Split) -> Iterator[Batch]:
-        """A split in order, not augmented; decoded once where the training images are resident."""
-        size, device = self.dataset.image_size, self.fabric.device
-        known = any(split is each for each in self.decoders.splits)
-        return eval_batches(self._stored(split), size, self.config.eval.batch_size, device,
-                            self.decoders if known else None)  # fmt: skip
-
     def leakage(self) -> dict[str, Any]:
         """What the stem mixes and the run leaks, as they are now."""
         batch = probe_batch(self.train_split, self.dataset.image_size, self.fabric.device)
@@ -363,30 +331,12 @@ class Session:
         if self.show:
             tqdm.write(text, file=sys.stderr)
 
-    def _stored(self, split: Split) -> Split | Resident:
-        """Images to evaluate on; validation and test images of files stay on the host, mapped."""
-        if split is self.train_split and self.loader.resident is not None:
-            return self.loader.resident
-        whole = split is self.val_split or split is self.dataset.test
-        if not (whole and self.resident and isinstance(split, DecodedSplit)):
-            return split
-        if split not in self.decoded:
-            self.decoded[split] = Resident(split, "cpu", progress=self.show)
-        return self.decoded[split]
-
-    def _decoders(self) -> Decoders:
-        """Of all that is evaluated; images in memory need no process of their own."""
-        splits = [self.train_split, self.val_split, self.dataset.test]
-        in_memory = all(isinstance(split, ArraySplit) for split in splits)
-        workers = 0 if in_memory else self.config.data.workers
-        return Decoders(splits, self.fabric.device, workers)
-
     def _pictured(self) -> Batch:
         source = self.val_split if len(self.val_split) else self.train_split
         count = min(PICTURED, len(source))
         few = subset(source, torch.arange(count))
         if self.objective.views == 1:
-            return next(self.batches(few))
+            return next(self.evaluator.batches(few))
         views = TrainLoader(
             few,
             self.config.data.augment,
@@ -411,28 +361,6 @@ class Session:
 
     def _close(self, record: dict[str, Any], status: str, error: str | None) -> None:
         self.directory.write_record({**record, "status": status, "error": error})
-
-
-def evaluated(objective: Any, config: RunConfig) -> HybridViT:
-    """The network of an objective that evaluation looks at.
-
-    Raises:
-        ValueError: the objective names none of its own.
-    """
-    network = getattr(objective, objective.evaluated, None)
-    if not isinstance(network, HybridViT):
-        raise ValueError(
-            f"objective {config.objective.name!r} declares evaluated="
-            f"{objective.evaluated!r}, which is no HybridViT of its own"
-        )
-    return network
-
-
-def validation_metric(model: HybridViT, config: RunConfig) -> str | None:
-    """What is said of a model's validation images; none without a head or a k-NN probe."""
-    if model.head is not None:
-        return "val/accuracy"
-    return "val/knn" if "knn" in config.eval.probes else None
 
 
 def _sentence(results: dict[str, float]) -> str:

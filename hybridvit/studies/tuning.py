@@ -14,7 +14,7 @@ from typing import Any
 
 from hybridvit import build
 from hybridvit.config import RunConfig, config_hash
-from hybridvit.engine.run import evaluated, validation_metric
+from hybridvit.engine.evaluate import evaluated, validation_metric
 from hybridvit.studies.cells import named, place, run_study, select
 from hybridvit.studies.choices import (
     Choice,

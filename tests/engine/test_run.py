@@ -379,7 +379,7 @@ def test_validation_and_test_images_are_decoded_once(
         assert isinstance(split, DecodedSplit)
         decode, decoded = split.decode, []
         split.decode = lambda i, decode=decode, seen=decoded: (seen.append(i), decode(i))[1]
-        first, again = (list(session.batches(split)) for _ in range(2))
+        first, again = (list(session.evaluator.batches(split)) for _ in range(2))
         assert len(decoded) == decodings * len(split)
         for one, other in zip(first, again, strict=True):
             assert torch.equal(one.images, other.images)

@@ -1,0 +1,137 @@
+"""What a run's network is worth on its images: accuracy of its head, probes of its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from hybridvit.config import RunConfig
+from hybridvit.contracts import Batch, Objective
+from hybridvit.data.dataset import Dataset
+from hybridvit.data.loader import Decoders, eval_batches
+from hybridvit.data.resident import Resident
+from hybridvit.data.splits import ArraySplit, DecodedSplit, Split
+from hybridvit.encoder.model import HybridViT
+from hybridvit.engine.fabric import Fabric
+from hybridvit.evaluation import probes
+from hybridvit.evaluation.accuracy import accuracy, predictions
+
+
+class Evaluator:
+    """Evaluates networks on the training, validation and test images of a run.
+
+    Args:
+        resident: the training images as the run keeps them, if it does; the others are then
+            decoded once, too.
+        show: a progress bar while they are.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        train: Split,
+        val: Split,
+        fabric: Fabric,
+        *,
+        resident: Resident | None,
+        show: bool,
+    ) -> None:
+        self.config, self.dataset, self.fabric, self.show = config, dataset, fabric, show
+        self.train, self.val = train, val
+        self.stored: dict[Split, Resident] = {} if resident is None else {train: resident}
+        splits = [train, val, dataset.test]
+        # Images in memory need no process of their own.
+        in_memory = all(isinstance(split, ArraySplit) for split in splits)
+        self.decoders = Decoders(splits, fabric.device, 0 if in_memory else config.data.workers)
+
+    def validation(self, model: HybridViT) -> dict[str, float]:
+        """Validation accuracy, or that of a k-NN probe where the model has no head."""
+        metric = validation_metric(model, self.config)
+        if len(self.val) == 0 or metric is None:
+            return {}
+        with self.fabric.autocast():
+            if model.head is not None:
+                return {metric: self._head_accuracy(model, self.val)}
+            bank = probes.extract(model, self.batches(self.train))
+            val = probes.extract(model, self.batches(self.val))
+            return {metric: accuracy(self._knn(bank, val[0]), val[1])}
+
+    def test(
+        self, model: HybridViT, untrained: Callable[[], HybridViT]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Accuracy by metric, and what was said of each test image, (N,) classes, by metric.
+
+        Args:
+            untrained: makes a network like it to probe beside it.
+        """
+        results, predicted = {}, {}
+        with self.fabric.autocast():
+            if model.head is not None:
+                if len(self.val):
+                    results["val/accuracy"] = self._head_accuracy(model, self.val)
+                predicted["test/accuracy"], _ = predictions(model, self.batches(self.dataset.test))
+            if self.config.eval.probes:
+                predicted |= self._probe(model, "test")
+                predicted |= self._probe(untrained(), "untrained/test")
+        labels = self.dataset.test.labels
+        return results | {k: accuracy(said, labels) for k, said in predicted.items()}, predicted
+
+    def batches(self, split: Split) -> Iterator[Batch]:
+        """A split in order, not augmented; decoded once where the training images are resident."""
+        known = any(split is each for each in self.decoders.splits)
+        return eval_batches(
+            self._stored(split),
+            self.dataset.image_size,
+            self.config.eval.batch_size,
+            self.fabric.device,
+            self.decoders if known else None,
+        )
+
+    def _stored(self, split: Split) -> Split | Resident:
+        """Images to evaluate on; validation and test images of files stay on the host, mapped."""
+        whole = split is self.val or split is self.dataset.test
+        keeps = self.train in self.stored and isinstance(split, DecodedSplit)
+        if whole and keeps and split not in self.stored:
+            self.stored[split] = Resident(split, "cpu", progress=self.show)
+        return self.stored.get(split, split)
+
+    def _head_accuracy(self, model: HybridViT, split: Split) -> float:
+        return accuracy(*predictions(model, self.batches(split)))
+
+    def _probe(self, model: HybridViT, prefix: str) -> dict[str, Tensor]:
+        """What the configured probes of a model's frozen features say of the test images."""
+        bank = probes.extract(model, self.batches(self.train))
+        features, _ = probes.extract(model, self.batches(self.dataset.test))
+        predicted = {}
+        if "knn" in self.config.eval.probes:
+            predicted[f"{prefix}/knn"] = self._knn(bank, features)
+        if "linear" in self.config.eval.probes:
+            predicted[f"{prefix}/linear"] = probes.linear(bank, features)
+        return predicted
+
+    def _knn(self, bank: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
+        return probes.knn(bank, features, len(self.dataset.classes), self.fabric.device)
+
+
+def evaluated(objective: Objective, config: RunConfig) -> HybridViT:
+    """The network of an objective that evaluation looks at.
+
+    Raises:
+        ValueError: the objective names none of its own.
+    """
+    network = getattr(objective, objective.evaluated, None)
+    if not isinstance(network, HybridViT):
+        raise ValueError(
+            f"objective {config.objective.name!r} declares evaluated="
+            f"{objective.evaluated!r}, which is no HybridViT of its own"
+        )
+    return network
+
+
+def validation_metric(model: HybridViT, config: RunConfig) -> str | None:
+    """What is said of a model's validation images; none without a head or a k-NN probe."""
+    if model.head is not None:
+        return "val/accuracy"
+    return "val/knn" if "knn" in config.eval.probes else None
