@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hybridvit.encoder import attention
-from hybridvit.engine.fit import wait_for_device
+from hybridvit.engine.device import wait_for_device
 from hybridvit.engine.idle import check_idle
 
 SIZES = (  # batch, heads, tokens, head width

@@ -88,6 +88,11 @@ class Contestant:
     setting: Literal["best", "as it comes", "fp32", "products", "compiled"]
     job: Job
 
+    @property
+    def in_bf16(self) -> bool:
+        """Whether it multiplies matrices in bf16, which some CPUs have no instructions for."""
+        return self.setting != "fp32" and isinstance(self.job, Training | Whole | Product)
+
 
 @dataclass(frozen=True)
 class Row:

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from turns import Turns, device, memory_used, ready
 
-from hybridvit.engine.bench import Steps, matrix_peak
+from hybridvit.engine.bench import Steps
+from hybridvit.engine.device import matrix_peak
 
 aten = torch.ops.aten
 PRODUCTS = {

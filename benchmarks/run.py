@@ -22,6 +22,7 @@ import results
 from cases import CASES
 from contestant import Process
 
+from hybridvit.engine.device import slow_precision
 from hybridvit.engine.idle import BUSY, busy_seconds, check_idle
 
 TRIES = 5  # at a turn that something else disturbs
@@ -83,13 +84,15 @@ def measure(case: str, rounds: int, seconds: float, beside_load: bool) -> dict[s
     """Rates of all contestants, in turn.
 
     Raises:
-        ValueError: other processes use the machine.
+        ValueError: other processes use the machine, or no contestant can be measured here.
     """
     if rounds < 1:
         raise ValueError(f"--rounds {rounds} should be at least 1")
     if not beside_load:
         check_idle()
     with contestants(case) as (processes, skipped):
+        if not processes:
+            raise ValueError(f"no contestant is here: {'; '.join(sorted(set(skipped.values())))}")
         rates: dict[str, list[float]] = {name: [] for name in processes}
         most = 0.0
         for number in range(rounds):
@@ -122,7 +125,12 @@ def contestants(case: str) -> Iterator[tuple[dict[str, Process], dict[str, str]]
     processes, skipped = {}, {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        slow = slow_precision("bf16")
         for name, contestant in CASES[case].contestants.items():
+            if slow and contestant.in_bf16:
+                skipped[name] = slow
+                print(f"{case}: without {name}: {slow}", flush=True)
+                continue
             started = time.perf_counter()
             process = stack.enter_context(Process(case, name, contestant, folder))
             answer = process.ask(do="build")

@@ -169,6 +169,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from hybridvit.engine.run import train
 
+    _warn_of_precision(loaded)
     name = Path(arguments.config).stem
     outcome = train(loaded, name=name, out=Path(outs[-1]) if outs else None)
     print(f"{outcome.message}\n{outcome.path}")
@@ -203,6 +204,8 @@ def _study(arguments: argparse.Namespace) -> int:
         return 0
     name, args = arguments.executor, arguments.executor_args
     executor = choose(name, args, threads=study.threads, slots=arguments.jobs, out=out)
+    if name == "local":
+        _warn_of_precision(*(cell.config for cell in study.cells))
     study = plan(study, out, executor)
     study, failed = run_tuned(
         study, out, only=arguments.only, retry_failed=arguments.retry_failed, executor=executor
@@ -267,6 +270,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from hybridvit.engine.bench import bench, bench_text
 
     loaded = config.load(arguments.config, arguments.overrides)
+    _warn_of_precision(loaded)
     if arguments.find_batch_size:
         return _find_batch_size(loaded, arguments)
     seconds = 10.0 if arguments.seconds is None else arguments.seconds
@@ -294,11 +298,20 @@ def _profile(arguments: argparse.Namespace) -> int:
     from hybridvit.engine.bench import profile
 
     loaded = config.load(arguments.config, arguments.overrides)
+    _warn_of_precision(loaded)
     costs = profile(loaded, arguments.out, beside_load=arguments.beside_load)
     for name, share, kind in costs:
         print(f"{100 * share:5.1f} %  {name:40} {kind}")
     print(f"\ntrace: {arguments.out / 'trace.json'} (chrome://tracing or Perfetto)")
     return 0
+
+
+def _warn_of_precision(*configs: RunConfig) -> None:
+    from hybridvit.engine.device import slow_precision
+
+    for precision in sorted({c.train.precision for c in configs}):
+        if slow := slow_precision(precision):
+            print(f"warning: {slow}", file=sys.stderr)
 
 
 def _list(arguments: argparse.Namespace) -> int:

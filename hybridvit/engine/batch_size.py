@@ -22,7 +22,8 @@ import torch
 
 from hybridvit import build
 from hybridvit.config import RunConfig
-from hybridvit.engine.bench import Steps, both_ways, memory_used, warm_up
+from hybridvit.engine.bench import Steps, both_ways, warm_up
+from hybridvit.engine.device import memory_used
 from hybridvit.engine.idle import alone, check_idle
 
 SHARE = 0.8  # of the memory that is available, for training on a CPU

@@ -4,7 +4,6 @@ machine's limit."""
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +12,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hybridvit import build
 from hybridvit.analysis import cost
 from hybridvit.config import RunConfig
-from hybridvit.engine.fit import clip, wait_for_device
+from hybridvit.engine.device import device_name, matrix_peak, memory_used, wait_for_device
+from hybridvit.engine.fit import clip
 from hybridvit.engine.idle import alone, check_idle
 from hybridvit.engine.run import Session
-from hybridvit.engine.runlog import RunDirectory, cores
+from hybridvit.engine.runlog import RunDirectory
 
 WARMUP = 3  # steps that are not counted
 LEAST = 5  # steps that are, however long they take
@@ -190,43 +189,6 @@ def _timed(steps: Steps) -> dict[str, float]:
 
     steps.run(phase)
     return spent
-
-
-def matrix_peak(device: torch.device, precision: str) -> float:
-    """FLOPs a second of the best of several large matrix products."""
-    n = 8192 if device.type == "cuda" else 2048
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(8):
-        wait_for_device()
-        started = time.perf_counter()
-        _product(a, b)
-        wait_for_device()
-        best = max(best, 2 * n**3 / (time.perf_counter() - started))
-    return best
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    return a @ b
-
-
-def memory_used(device: torch.device) -> int:
-    """Bytes at the most: allocated on a GPU, else resident of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:  # getrusage counts the process that started this one, too
-        text = Path("/proc/self/status").read_text()
-        return 1024 * int(text.partition("VmHWM:")[2].split()[0])
-    except (OSError, IndexError):
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def device_name(device: torch.device) -> str:
-    """What the numbers hold for."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"CPU, {cores()} cores"
 
 
 def bench_text(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Is this machine fit to train? Versions, threads, compiler, GPU and disk."""
+"""Is this machine fit to train? Versions, threads, compiler, GPU, products and disk."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from hybridvit.engine.compile import compiler
+from hybridvit.engine.device import SLOW, device, matrix_peak
 from hybridvit.engine.runlog import environment
 
 MIN_FREE_GB = 2
@@ -30,9 +31,20 @@ def checks() -> list[tuple[str, bool, str]]:
         ("threads", True, f"{torch.get_num_threads()} in torch"),
         ("compiler", True, compiler() or "none: train.compile will not work on the CPU"),
         ("gpu", True, gpu or "none: runs use the CPU"),
+        ("products", True, _products()),
         ("disk", free > MIN_FREE_GB, f"{free:.0f} GiB free in {Path.cwd()}"),
         ("data", root is None or Path(root).is_dir(), root or "HYBRIDVIT_DATA is not set: data/"),
     ]
+
+
+def _products() -> str:
+    """How fast the device that runs compute on multiplies in each precision."""
+    found = device()
+    size = 512 if found.type == "cpu" else None  # where bf16 is emulated, more would take long
+    fp32 = matrix_peak(found, "fp32", size) / 1e9
+    bf16 = matrix_peak(found, "bf16", size) / 1e9
+    slow = ": no instructions for it, so set train.precision=fp32" if bf16 < fp32 / SLOW else ""
+    return f"fp32 {fp32:,.0f} GFLOP/s, bf16 {bf16:,.3g}{slow}"
 
 
 def _torchvision() -> tuple[bool, str]:

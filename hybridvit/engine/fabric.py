@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from hybridvit.config import Precision
+from hybridvit.engine.device import device
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def make_fabric(precision: Precision) -> Fabric:
     they are.
     """
     torch.backends.cudnn.allow_tf32 = False
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device().type
     if precision == "fp32":
-        return Fabric(accelerator=device, devices=1, precision="32-true")
-    return Fabric(accelerator=device, devices=1, plugins=Autocast("bf16-mixed", device))
+        return Fabric(accelerator=kind, devices=1, precision="32-true")
+    return Fabric(accelerator=kind, devices=1, plugins=Autocast("bf16-mixed", kind))

@@ -17,6 +17,7 @@ from hybridvit.config import RunConfig
 from hybridvit.contracts import Batch, Objective
 from hybridvit.data.loader import TrainLoader
 from hybridvit.engine.average import MovingAverage
+from hybridvit.engine.device import wait_for_device
 from hybridvit.engine.fabric import Fabric
 from hybridvit.engine.optim import schedule
 from hybridvit.engine.signals import blamed, stop_signals
@@ -212,9 +213,3 @@ class Clock:
         yield
         wait_for_device()
         self.mark += time.perf_counter() - now
-
-
-def wait_for_device() -> None:
-    """Let a GPU finish what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
