@@ -26,6 +26,7 @@ ORDER = draws.stream("data.order")
 # Pixels of resident images that are augmented together, of several batches where these are small:
 # what it costs to call so many small operations is then shared.
 TOGETHER = 2**21
+MOST = 64  # batches, from which on there is nothing left to share
 
 
 def order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
@@ -116,7 +117,8 @@ class TrainLoader:
         """How many batches are augmented at once."""
         if self.resident is None:
             return 1
-        return max(1, TOGETHER // (self.image_size[0] * self.image_size[1] * self.share))
+        pixels = self.image_size[0] * self.image_size[1] * self.share
+        return min(max(1, TOGETHER // pixels), MOST)
 
     def batches(self, start_position: int, steps: int) -> Iterator[Batch]:
         """`steps` batches from a position on; the next one is `steps * batch_size` further.
