@@ -277,10 +277,12 @@ def parse(text: str) -> Any:
 
 def overlay(base: DictConfig, top: DictConfig) -> DictConfig:
     """Merge `top` over `base`; a part whose `name` changes loses the old part's arguments."""
-    base, top = OmegaConf.create(base), OmegaConf.create(top)
-    for part in PARTS:
-        old, new = _name(base, part), _name(top, part)
-        if new is not None and new != old and isinstance(base.get(part), DictConfig):
+    named = {part: new for part in PARTS if (new := _name(top, part)) is not None}
+    renamed = [part for part, new in named.items() if new != _name(base, part)]
+    if renamed:
+        base = OmegaConf.create(base)  # a copy
+    for part in renamed:
+        if isinstance(base.get(part), DictConfig):
             base[part].pop("args", None)
     try:
         return typing.cast(DictConfig, OmegaConf.merge(base, top))

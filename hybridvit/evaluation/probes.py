@@ -13,9 +13,9 @@ from torch import Tensor
 from hybridvit.contracts import Batch
 from hybridvit.encoder.model import HybridViT
 
-NEIGHBOURS = 20
+NEIGHBOURS, TEMPERATURE = 20, 0.1
 PROTOCOL = {
-    "knn": f"{NEIGHBOURS} nearest neighbours, cosine similarity, weights exp(s / 0.1)",
+    "knn": f"{NEIGHBOURS} nearest neighbours, cosine similarity, weights exp(s / {TEMPERATURE})",
     "linear": "logistic regression (L2, C = 1) on standardised features",
     "pixels/knn": "5 nearest neighbours, Euclidean, on raw pixels",
     "pixels/logistic_regression": "logistic regression (L2, C = 1) on raw pixels in [0, 1]",
@@ -46,16 +46,15 @@ def knn(
     Similarities are computed on `device` in float32, under autocast, too, whose rounding would
     choose among near neighbours.
     """
-    from lightly.utils.benchmarking.knn import knn_predict
-
     bank, labels = F.normalize(train[0], dim=1).mT.to(device), train[1].to(device)
     neighbours = min(NEIGHBOURS, bank.shape[1])
     predicted = []
     with torch.autocast(bank.device.type, enabled=False):
         for part in features.split(1024):
-            asked = F.normalize(part, dim=1).to(device)
-            ranked = knn_predict(asked, bank, labels, classes, knn_k=neighbours, knn_t=0.1)
-            predicted.append(ranked[:, 0].cpu())
+            similarity, nearest = (F.normalize(part, dim=1).to(device) @ bank).topk(neighbours)
+            votes = similarity.new_zeros(len(part), classes)
+            votes.scatter_add_(1, labels[nearest], (similarity / TEMPERATURE).exp())
+            predicted.append(votes.argmax(dim=1).cpu())
     return torch.cat(predicted)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from hybridvit import build
 from hybridvit import config as configs
 from hybridvit.config import RunConfig
-from hybridvit.registry import fits, suggest, type_name
+from hybridvit.registry import Parts, fits, suggest, type_name
 from hybridvit.studies.status import study_name
 
 TUNING_SEED = 2**32 - 1  # of tuning runs, which no result comes from
 OWN_LABELS = ("stage", "tune")  # of cells, beside their axes
+PartsOf = Callable[[tuple[str, ...]], Parts]  # of plug-ins
 Match = Literal["epochs", "images", "flops", "params", "seconds"]
 KEYS: dict[str, Any] = {
     "title": str,
@@ -130,19 +132,21 @@ def read_study(path: Path, overrides: list[str], seeds: int | None = None) -> St
     base_path = path.parent / content["config"]
     base = configs.compose(base_path if base_path.is_file() else configs.find(content["config"]))
     threads = content.get("threads", 1)
-    fixed = OmegaConf.create({"train": {"threads": threads}})
+    over = [given, OmegaConf.create({"train": {"threads": threads}})]
     arms = list(_arms(content))
     if not arms:
         raise ValueError(f"{path}: include and exclude leave no arm")
+    parts_of = functools.cache(lambda plugins: build.make_parts([*plugins])[0])
     cells: list[Cell] = []
-    for arm, seed in itertools.product(arms, _seeds(content.get("seeds", [0, 1, 2]), seeds)):
-        over = [configs.dotlist(overrides), fixed, {"seed": seed}]
-        *shared, last = _chain(content, arm, base, over, f"seed{seed}")
-        known = {c.name for c in cells}
-        cells += [*(c for c in shared if c.name not in known), last]
+    known: set[str] = set()
+    for arm in arms:
+        steps = list(_steps(content, arm, base, over))  # which all seeds share
+        for seed in _seeds(content.get("seeds", [0, 1, 2]), seeds):
+            *shared, last = _chain(steps, seed, parts_of)
+            cells += [*(c for c in shared if c.name not in known), last]
+            known |= {c.name for c in (*shared, last)}
     if content.get("pixels", False):
-        plain = configs.overlay(configs.overlay(base, configs.dotlist(overrides)), fixed)
-        cells.insert(0, _cell("pixels", plain, {}, "pixels"))
+        cells.insert(0, _cell("pixels", _layered(base, *over), {}, parts_of, "pixels"))
     check_distinct(cells)
     return Study(
         study_name(path),
@@ -159,16 +163,15 @@ def read_study(path: Path, overrides: list[str], seeds: int | None = None) -> St
     )
 
 
-def _chain(
-    content: dict[str, Any], arm: dict[str, Any], base: DictConfig, over: list[Any], seed: str
-) -> list[Cell]:
-    """The cells of an arm and seed: one, or one a stage, each starting from the one before.
+def _steps(
+    content: dict[str, Any], arm: dict[str, Any], base: DictConfig, over: list[DictConfig]
+) -> Iterator[tuple[dict[str, str], DictConfig]]:
+    """Labels and config of an arm, or one a stage.
 
     A stage is labelled by the axes that change it or a stage before, so that arms which differ
     only later share it.
     """
     axes, stages = content["axes"], content.get("stages", {})
-    chain: list[Cell] = []
     for i, stage in enumerate(stages or [None]):
         later = list(stages)[i + 1 :]
         labels = {
@@ -176,18 +179,34 @@ def _chain(
             for axis, value in arm.items()
             if any(layer.keys() - set(later) for layer in axes[axis].values()) or not later
         }
-        merged = configs.overlay(base, OmegaConf.create(stages.get(stage, {})))
+        layers = [stages.get(stage, {})]
         for axis, value in arm.items():
             layer = axes[axis][value]
-            common = {key: part for key, part in layer.items() if key not in stages}
-            for part in (common, layer.get(stage, {}) if stage else {}):
-                merged = configs.overlay(merged, OmegaConf.create(part))
-        after = chain[-1].name if chain else None
-        for part in (*over, {"init": after} if after else {}):
-            merged = configs.overlay(merged, OmegaConf.create(part))
+            layers.append({key: part for key, part in layer.items() if key not in stages})
+            layers.append(layer.get(stage, {}) if stage else {})
         if stage:
             labels["stage"] = stage
-        chain.append(_cell("-".join([*labels.values(), seed]), merged, labels, after=after))
+        yield labels, _layered(base, *layers, *over)
+
+
+def _layered(base: DictConfig, *layers: Any) -> DictConfig:
+    """A config under others, the last one on top."""
+    for layer in layers:
+        if layer:
+            base = configs.overlay(base, OmegaConf.create(layer))
+    return base
+
+
+def _chain(
+    steps: Sequence[tuple[dict[str, str], DictConfig]], seed: int, parts_of: PartsOf
+) -> list[Cell]:
+    """The cells of an arm and seed: one, or one a stage, each starting from the one before."""
+    chain: list[Cell] = []
+    for labels, config in steps:
+        after = chain[-1].name if chain else None
+        own = _layered(config, {"seed": seed} | ({"init": after} if after else {}))
+        name = "-".join([*labels.values(), f"seed{seed}"])
+        chain.append(_cell(name, own, labels, parts_of, after=after))
     return chain
 
 
@@ -253,11 +272,16 @@ def _listed(values: Any) -> list[str]:
 
 
 def _cell(
-    name: str, merged: Any, arm: dict[str, str], kind: str = "train", after: str | None = None
+    name: str,
+    merged: DictConfig,
+    arm: dict[str, str],
+    parts_of: PartsOf,
+    kind: str = "train",
+    after: str | None = None,
 ) -> Cell:
     try:
         config = configs.validate(configs.to_plain(merged))
-        config = build.resolve(config, build.make_parts(config.plugins)[0])
+        config = build.resolve(config, parts_of(tuple(config.plugins)))
         return Cell(f"{name}-{configs.config_hash(config)}", config, arm, kind, after)
     except ValueError as error:
         raise ValueError(f"cell {name}: {error}") from None

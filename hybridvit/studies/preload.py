@@ -1,6 +1,5 @@
 """Everything a cell imports, for the fork server to import once."""
 
-import lightly.utils.benchmarking.knn
 import scipy.stats
 import sklearn.linear_model
 import sklearn.neighbors
@@ -15,4 +14,4 @@ from hybridvit.engine.runlog import git_state
 # was started before a fork cannot be used after it.
 git_state()
 
-__all__ = ["hybridvit", "lightly", "scipy", "sklearn"]
+__all__ = ["hybridvit", "scipy", "sklearn"]

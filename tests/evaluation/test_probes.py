@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_batch, make_objective
 
 from hybridvit.evaluation import probes
@@ -42,6 +43,17 @@ def linear_accuracy(train: Labelled, test: Labelled) -> float:
 def test_knn_equals_a_loop(spread: float) -> None:
     train, test = clusters(90, spread, 0), clusters(60, spread, 1)
     assert knn_accuracy(train, test) == brute_force_knn(train, test, probes.NEIGHBOURS)
+
+
+def test_knn_says_what_lightlys_does() -> None:
+    from lightly.utils.benchmarking.knn import knn_predict
+
+    train, test = clusters(900, 1.0, 0), clusters(3000, 1.0, 1)
+    theirs = knn_predict(
+        F.normalize(test[0], dim=1), F.normalize(train[0], dim=1).mT, train[1], 3, 20, 0.1
+    )
+    assert torch.equal(probes.knn(train, test[0], 3), theirs[:, 0])
+    assert 0.5 < knn_accuracy(train, test) < 0.9
 
 
 def test_knn_is_exact_where_training_is_not() -> None:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from hybridvit import config
 from hybridvit.config import resolved
 from hybridvit.engine.checkpoint import read_weights
 from hybridvit.studies.cells import run_study, select
@@ -332,7 +334,7 @@ def test_pixel_baselines_are_what_scikit_learn_says(tmp_path: Path) -> None:
 def test_a_signal_saves_the_cells_and_leaves_none_behind(
     tmp_path: Path, number: int, group: bool
 ) -> None:
-    study, out = write(tmp_path / "s"), tmp_path / "out"
+    study, out = write(tmp_path / "s", STUDY.replace("pixels: true\n", "")), tmp_path / "out"
     command = [
         sys.executable,
         "-m",
@@ -364,3 +366,21 @@ def test_a_signal_saves_the_cells_and_leaves_none_behind(
     assert list(out.glob("linear*/checkpoints/step-*"))
     for record in out.glob("*/run.json"):
         assert json.loads(record.read_text())["status"] in ("stopped", "complete")
+
+
+def test_a_seed_more_costs_one_layer_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laying configs over each other is most of what reading a study takes."""
+    layers: list[int] = []
+    overlay = config.overlay
+
+    def counted(base: Any, top: Any) -> Any:
+        layers.append(1)
+        return overlay(base, top)
+
+    monkeypatch.setattr(config, "overlay", counted)
+    counts = []
+    for seeds in (1, 4):
+        layers.clear()
+        study = read_study(write(tmp_path), ["optim.clip_norm=2"], seeds)
+        counts.append(len(layers) - len([c for c in study.cells if c.kind == "train"]))
+    assert counts[0] == counts[1] > 0
