@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,16 @@ STEM_ARGS: dict[str, dict[str, object]] = {
     "timm": {"backbone": "test_resnet", "level": 1},
     "blur": {},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What torch compiles is kept for all tests of a session, under keys of its content."""
+    base = tmp_path_factory.getbasetemp()
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(session / "compiled"))
+        yield
 
 
 @pytest.fixture(autouse=True)
