@@ -46,12 +46,16 @@ def device_table(device: str, lines: dict[str, dict[str, Any]]) -> str:
     head += ["| what | against | measured | goal | reached | rounds | date, commit |"]
     head += ["|---|---|---|---|---|---|---|"]
     body = [cells(row, line) for case, line in lines.items() for row in CASES[case].rows]
-    missing = [
-        f"Without {name} in `{case}`: {why}."
-        for case, line in lines.items()
-        for name, why in line["skipped"].items()
-    ]
+    missing = [text for case, line in lines.items() for text in without(case, line["skipped"])]
     return "\n".join([*head, *body, "", *missing, *([""] if missing else []), *rates(lines), ""])
+
+
+def without(case: str, skipped: dict[str, str]) -> list[str]:
+    """A sentence for each reason why contestants are missing."""
+    names: dict[str, list[str]] = {}
+    for name, why in skipped.items():
+        names.setdefault(why, []).append(name)
+    return [f"Without {', '.join(those)} in `{case}`: {why}." for why, those in names.items()]
 
 
 def cells(row: Row, line: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def test_the_table_is_of_the_newest_lines(tmp_path: Path) -> None:
     file = tmp_path / "cpu-9-cores.jsonl"
     file.write_text(
         line("start-up", [10.0, 10.0])
-        + line("supervised-32-4", [1.0, 2.0], without=("timm best",))
+        + line("supervised-32-4", [1.0, 2.0], without=("timm best", "timm fp32"))
         + line("start-up", [4.0, 5.0, 8.0])
     )
     text = table.with_tables(f"before\n{table.BEGIN}old\n{table.END}\nafter\n", [file])
@@ -85,7 +85,7 @@ def test_the_table_is_of_the_newest_lines(tmp_path: Path) -> None:
     assert "| `start-up` | list | 0.2 [0.125, 0.25] s | 1.00 GiB |  |" in text
     assert text.index("supervised step") < text.index("--help")  # in the cases' order
     assert "| missing | 1.15x |" in text
-    assert "Without timm best in `supervised-32-4`: it is not installed." in text
+    assert "Without timm best, timm fp32 in `supervised-32-4`: it is not installed." in text
     assert table.with_tables(text, [file]) == text
 
 
