@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridvit.config import EvalConfig, OptimConfig, RunConfig, TrainConfig
 from hybridvit.contracts import Batch, Objective
-from hybridvit.data import policy
+from hybridvit.data import crops, policy
 from hybridvit.data.augment import Augment, augment
 from hybridvit.data.loader import TrainLoader, order
 from hybridvit.data.splits import ArraySplit
@@ -158,10 +158,13 @@ AUGMENTS = {
 
 @pytest.fixture(scope="module")
 def mode() -> Iterator[FakeTensorMode]:
-    """One for all of these tests: a policy keeps its table, which is of a mode."""
-    policy._strengths.cache_clear()
+    """One for all of these tests: policies and crops keep tables, which are of a mode."""
+    kept = (policy._strengths, crops._table)
+    for table in kept:
+        table.cache_clear()
     yield FakeTensorMode()
-    policy._strengths.cache_clear()  # a real GPU would be given fake ones
+    for table in kept:  # a real GPU would be given fake ones
+        table.cache_clear()
 
 
 @pytest.mark.parametrize("size", [32, 48])

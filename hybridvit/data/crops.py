@@ -7,6 +7,7 @@ images.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ DRAWS = 2 * ATTEMPTS + 2  # uniforms that a box takes: area and aspect of each a
 UNIT = 2**-15
 # Added to a float32 in [0, 2^22), it leaves the nearest integer in the last bits, or the even one.
 ROUNDING = 1.5 * 2**23
+KEPT = 2**22  # weights of all boxes that are kept: images up to 37 px, in 16 MiB
 IN_CACHE = 2**18  # pixels that a CPU scales at a time: as floats they should stay in its cache
 
 
@@ -135,6 +137,28 @@ def _place(
 
 def _weights(
     start: Tensor, length: Tensor, pixels: int, count: int, flipped: Tensor | None = None
+) -> Tensor:
+    """(B, count, pixels) weights of the pixels in [start, start + length), in parts that are
+    counted from the end where `flipped`, (B,); small ones are looked up."""
+    if 2 * (pixels + 1) ** 2 * count * pixels > KEPT:
+        return _computed(start, length, pixels, count, flipped)
+    place = start * (pixels + 1) + length
+    if flipped is not None:
+        place += flipped * (pixels + 1) ** 2
+    return _table(pixels, count, start.device).index_select(0, place)
+
+
+@lru_cache(maxsize=8)
+def _table(pixels: int, count: int, device: torch.device) -> Tensor:
+    """(2 (pixels + 1)^2, count, pixels) weights, by `flipped`, start and length."""
+    every = torch.arange(pixels + 1, device=device)
+    start, length = every.repeat_interleave(pixels + 1).repeat(2), every.repeat(2 * (pixels + 1))
+    flipped = torch.arange(len(start), device=device) >= (pixels + 1) ** 2
+    return _computed(start, length, pixels, count, flipped)
+
+
+def _computed(
+    start: Tensor, length: Tensor, pixels: int, count: int, flipped: Tensor | None
 ) -> Tensor:
     """(B, count, pixels) weights, multiples of `UNIT`, of the pixels in [start, start + length).
 

@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from hybridvit import draws
+from hybridvit.data import crops
 from hybridvit.data.crops import DRAWS, Boxes, crop_boxes, erased_boxes, inside, resize
 
 ASPECT = (3 / 4, 4 / 3)
@@ -141,7 +142,9 @@ def test_flat_colours_stay() -> None:
         assert torch.equal(result, value.expand(256, 1, *out))
 
 
-@pytest.mark.parametrize(("size", "out"), [((40, 40), (40, 40)), ((256, 200), (64, 64))])
+@pytest.mark.parametrize(
+    ("size", "out"), [((40, 40), (40, 40)), ((28, 20), (20, 28)), ((256, 200), (64, 64))]
+)
 def test_pixels_do_not_depend_on_the_batch(size: tuple[int, int], out: tuple[int, int]) -> None:
     images, flipped = noise(19, 3, size), torch.arange(19) % 2 == 0
     boxes = crop_boxes(uniforms(19), size, (0.02, 1.0), ASPECT)
@@ -149,6 +152,25 @@ def test_pixels_do_not_depend_on_the_batch(size: tuple[int, int], out: tuple[int
     for part in (slice(0, 1), slice(3, 10), slice(18, 19)):
         some = Boxes(*(side[part] for side in boxes))
         assert torch.equal(resize(images[part], some, out, flipped[part]), together[part])
+
+
+@pytest.mark.parametrize(("pixels", "count"), [(9, 9), (9, 16), (16, 9)])
+def test_weights_that_are_looked_up_are_those_computed(
+    pixels: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every box, both ways round."""
+    boxes = [(s, n, f) for n in range(1, pixels + 1) for s in range(pixels - n + 1) for f in (0, 1)]
+    start, length, flipped = torch.tensor(boxes).unbind(1)
+    found = [
+        (crops._weights(start, length, pixels, count), flipped * 0),
+        (crops._weights(start, length, pixels, count, flipped.bool()), flipped),
+    ]
+    monkeypatch.setattr(crops, "KEPT", 0)
+    for looked_up, ways in found:
+        computed = crops._weights(start, length, pixels, count, ways.bool())
+        assert torch.equal(looked_up, computed)
+        assert (computed.sum(2) - 1).abs().max() < 0.01
+    assert not torch.equal(found[0][0], found[1][0])
 
 
 def test_runs_by_shape_alone() -> None:
