@@ -22,7 +22,7 @@ import results
 from cases import CASES
 from contestant import Process
 
-from hybridvit.engine.device import slow_precision
+from hybridvit.engine.device import bf16_slowdown
 from hybridvit.engine.idle import BUSY, busy_seconds, check_idle
 
 TRIES = 5  # at a turn that something else disturbs
@@ -92,7 +92,8 @@ def measure(case: str, rounds: int, seconds: float, beside_load: bool) -> dict[s
         check_idle()
     with contestants(case) as (processes, skipped):
         if not processes:
-            raise ValueError(f"no contestant is here: {'; '.join(sorted(set(skipped.values())))}")
+            reasons = "; ".join(sorted(set(skipped.values())))
+            raise ValueError(f"no contestant can be measured: {reasons}")
         rates: dict[str, list[float]] = {name: [] for name in processes}
         most = 0.0
         for number in range(rounds):
@@ -125,11 +126,11 @@ def contestants(case: str) -> Iterator[tuple[dict[str, Process], dict[str, str]]
     processes, skipped = {}, {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        slow = slow_precision("bf16")
+        slowdown = bf16_slowdown()
         for name, contestant in CASES[case].contestants.items():
-            if slow and contestant.in_bf16:
-                skipped[name] = slow
-                print(f"{case}: without {name}: {slow}", flush=True)
+            if slowdown and contestant.in_bf16:
+                skipped[name] = "this CPU is far slower in bf16 than in float32"
+                print(f"{case}: without {name}: {skipped[name]}", flush=True)
                 continue
             started = time.perf_counter()
             process = stack.enter_context(Process(case, name, contestant, folder))

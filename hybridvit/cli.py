@@ -154,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("kind", choices=["stem"])
     new.add_argument("name", help="of the stem and its module, such as my_stem")
     new.add_argument("--out", type=Path, default=Path(), help="where its folder goes (default: .)")
-    add("doctor", _doctor, "versions, threads, compiler, GPU and disk of this machine")
+    add("doctor", _doctor, "versions, threads, compiler, GPU, products and disk of this machine")
     return top
 
 
@@ -188,6 +188,7 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> int:
+    from hybridvit.studies.cells import named
     from hybridvit.studies.dry_run import dry_run
     from hybridvit.studies.executors.choice import choose
     from hybridvit.studies.grid import read_study
@@ -198,14 +199,15 @@ def _study(arguments: argparse.Namespace) -> int:
         raise ValueError("--probe times the arms for --dry-run; give both")
     study = read_study(arguments.file, arguments.overrides, arguments.seeds)
     out = arguments.out or Path("runs") / study.name
+    if arguments.executor == "local" and (arguments.probe or not arguments.dry_run):
+        chosen = named(study.cells, arguments.only) or study.cells  # or tuning runs of all
+        _warn_of_precision(*(cell.config for cell in chosen if cell.kind != "pixels"))
     if arguments.dry_run:
         here = arguments.jobs if arguments.executor == "local" else None
         print(dry_run(study, out, probe=arguments.probe, slots=here))
         return 0
     name, args = arguments.executor, arguments.executor_args
     executor = choose(name, args, threads=study.threads, slots=arguments.jobs, out=out)
-    if name == "local":
-        _warn_of_precision(*(cell.config for cell in study.cells))
     study = plan(study, out, executor)
     study, failed = run_tuned(
         study, out, only=arguments.only, retry_failed=arguments.retry_failed, executor=executor
@@ -307,11 +309,16 @@ def _profile(arguments: argparse.Namespace) -> int:
 
 
 def _warn_of_precision(*configs: RunConfig) -> None:
-    from hybridvit.engine.device import slow_precision
+    from hybridvit.engine.device import bf16_slowdown
 
-    for precision in sorted({c.train.precision for c in configs}):
-        if slow := slow_precision(precision):
-            print(f"warning: {slow}", file=sys.stderr)
+    found = sorted({c.train.precision for c in configs} - {"fp32"})
+    slowdown = bf16_slowdown() if found else None
+    if slowdown is not None:
+        print(
+            f"warning: train.precision={' and '.join(found)}: this CPU takes {slowdown:.0f} times "
+            "as long for matrix products in bf16 as in float32; set train.precision=fp32",
+            file=sys.stderr,
+        )
 
 
 def _list(arguments: argparse.Namespace) -> int:

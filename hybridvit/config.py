@@ -277,10 +277,9 @@ def parse(text: str) -> Any:
 
 def overlay(base: DictConfig, top: DictConfig) -> DictConfig:
     """Merge `top` over `base`; a part whose `name` changes loses the old part's arguments."""
-    named = {part: new for part in PARTS if (new := _name(top, part)) is not None}
-    renamed = [part for part, new in named.items() if new != _name(base, part)]
+    renamed = [p for p in PARTS if _name(top, p) not in (None, _name(base, p))]
     if renamed:
-        base = OmegaConf.create(base)  # a copy
+        base = OmegaConf.create(base)  # a copy: others lie over the same base
     for part in renamed:
         if isinstance(base.get(part), DictConfig):
             base[part].pop("args", None)

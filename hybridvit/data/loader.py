@@ -26,7 +26,7 @@ ORDER = draws.stream("data.order")
 # Pixels of resident images that are augmented together, of several batches where these are small:
 # what it costs to call so many small operations is then shared.
 TOGETHER = 2**21
-MOST = 64  # batches, from which on there is nothing left to share
+MOST_TOGETHER = 64  # batches: of 8 x 8 px, 512 took 0.03 ms less for each
 
 
 def order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
@@ -118,7 +118,7 @@ class TrainLoader:
         if self.resident is None:
             return 1
         pixels = self.image_size[0] * self.image_size[1] * self.share
-        return min(max(1, TOGETHER // pixels), MOST)
+        return min(max(1, TOGETHER // pixels), MOST_TOGETHER)
 
     def batches(self, start_position: int, steps: int) -> Iterator[Batch]:
         """`steps` batches from a position on; the next one is `steps * batch_size` further.

@@ -93,6 +93,8 @@ def compiler() -> str | None:
 
 def keep_compiled() -> None:
     """Have torch keep what it compiles in the cache folder, unless the user chose another."""
+    # Those of a graph depend on their arguments alone; torch asks, and would trace them anew.
+    functorch.autograd_cache_allow_custom_autograd_functions = True
     folder, chosen = cache.folder(), os.environ.get(CACHE)
     # Torch itself sets the variable when it is imported, to a folder of temporary files.
     if folder is None or (chosen and Path(chosen).parent != Path(tempfile.gettempdir())):
@@ -102,8 +104,6 @@ def keep_compiled() -> None:
     except OSError:  # torch's own will do
         return
     os.environ[CACHE] = str(folder / "compiled")
-    # Those of a graph depend on their arguments alone; torch asks, and would trace them anew.
-    functorch.autograd_cache_allow_custom_autograd_functions = True
 
 
 class WithBlocks(nn.Module):

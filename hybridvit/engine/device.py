@@ -11,12 +11,11 @@ import torch
 from hybridvit.config import Precision
 from hybridvit.engine.runlog import cores
 
-SIZES = {"cuda": 8192, "cpu": 2048}  # rows and columns, by device
-REPEATS = 8
-SLOW = 4  # times float32's time: with instructions, or rounding alone, a product takes less
+SIZES = {"cuda": 8192}  # rows and columns of products that keep a device busy; CPUs need fewer
+SLOW = 4  # times float32's time; CPUs with AVX-512 that only convert operands take less
 
 
-def device() -> torch.device:
+def chosen_device() -> torch.device:
     """A GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -48,17 +47,16 @@ def device_name(device: torch.device) -> str:
 def matrix_peak(
     device: torch.device, precision: Precision, size: int | None = None, seconds: float = 2.0
 ) -> float:
-    """FLOPs a second of the best of several square matrix products, as many as the time allows.
+    """FLOPs a second of the best of the square matrix products that fit into the time.
 
     Args:
         size: rows and columns; by default so many that a device is busy.
     """
-    n = size or SIZES[device.type]
+    n = size or SIZES.get(device.type, 2048)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     taken: list[float] = []
-    # The first one also loads libraries.
-    while len(taken) < 2 or (len(taken) < REPEATS and sum(taken[1:]) < seconds):
+    while len(taken) < 2 or sum(taken[1:]) < seconds:  # the first one also loads libraries
         wait_for_device()
         started = time.perf_counter()
         torch.mm(a, b)
@@ -67,19 +65,15 @@ def matrix_peak(
     return 2 * n**3 / min(taken)
 
 
-def slow_precision(precision: Precision) -> str | None:
-    """What to tell the user of a CPU that multiplies far slower than in float32: those without
-    instructions for bf16 do, by a factor of a hundred. None if it does not.
+def bf16_slowdown() -> float | None:
+    """How many times as long as in float32 this machine's CPU takes for products in bf16, if that
+    is far longer: without instructions for it by a factor of about a hundred. None on a GPU.
 
-    GPUs are not asked: a study, which runs nothing itself, would start CUDA for it.
+    GPUs are not asked: it would take some of their memory from the cells of a study.
     """
-    if precision == "fp32" or device().type != "cpu":
+    if chosen_device().type != "cpu":
         return None
     # Small, and yet large enough to tell one that has to be emulated.
-    fp32, chosen = (matrix_peak(device(), p, size=256, seconds=0.1) for p in ("fp32", precision))
-    if fp32 < SLOW * chosen:
-        return None
-    return (
-        f"train.precision={precision} makes matrix products {fp32 / chosen:.0f} times as slow as "
-        "fp32 on this CPU, which has no instructions for it; set train.precision=fp32"
-    )
+    fp32 = matrix_peak(torch.device("cpu"), "fp32", size=256, seconds=0.05)
+    bf16 = matrix_peak(torch.device("cpu"), "bf16", size=256, seconds=0.05)
+    return fp32 / bf16 if fp32 > SLOW * bf16 else None

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
+from hybridvit.config import Precision
 from hybridvit.engine.compile import compiler
-from hybridvit.engine.device import SLOW, device, matrix_peak
+from hybridvit.engine.device import SLOW, chosen_device, matrix_peak
 from hybridvit.engine.runlog import environment
 
 MIN_FREE_GB = 2
+PRECISIONS: tuple[Precision, Precision] = ("fp32", "bf16")
 
 
 def checks() -> list[tuple[str, bool, str]]:
@@ -31,20 +33,22 @@ def checks() -> list[tuple[str, bool, str]]:
         ("threads", True, f"{torch.get_num_threads()} in torch"),
         ("compiler", True, compiler() or "none: train.compile will not work on the CPU"),
         ("gpu", True, gpu or "none: runs use the CPU"),
-        ("products", True, _products()),
+        ("products", *_products()),
         ("disk", free > MIN_FREE_GB, f"{free:.0f} GiB free in {Path.cwd()}"),
         ("data", root is None or Path(root).is_dir(), root or "HYBRIDVIT_DATA is not set: data/"),
     ]
 
 
-def _products() -> str:
+def _products() -> tuple[bool, str]:
     """How fast the device that runs compute on multiplies in each precision."""
-    found = device()
-    size = 512 if found.type == "cpu" else None  # where bf16 is emulated, more would take long
-    fp32 = matrix_peak(found, "fp32", size) / 1e9
-    bf16 = matrix_peak(found, "bf16", size) / 1e9
-    slow = ": no instructions for it, so set train.precision=fp32" if bf16 < fp32 / SLOW else ""
-    return f"fp32 {fp32:,.0f} GFLOP/s, bf16 {bf16:,.3g}{slow}"
+    device = chosen_device()
+    size = 512 if device.type == "cpu" else None  # where bf16 is emulated, more would take long
+    try:
+        fp32, bf16 = (matrix_peak(device, p, size) / 1e9 for p in PRECISIONS)
+    except RuntimeError as error:  # a GPU that others have filled
+        return False, str(error).splitlines()[0]
+    advice = "; set train.precision=fp32, bf16 is emulated" if fp32 > SLOW * bf16 else ""
+    return True, f"{fp32:,.0f} GFLOP/s in fp32, {bf16:,.0f} in bf16{advice}"
 
 
 def _torchvision() -> tuple[bool, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -53,30 +53,29 @@ class Evaluator:
             return {}
         with self.fabric.autocast():
             if model.head is not None:
-                return {metric: self._head_accuracy(model, self.val)}
+                return {metric: accuracy(*predictions(model, self.batches(self.val)))}
             bank = probes.extract(model, self.batches(self.train))
             val = probes.extract(model, self.batches(self.val))
             return {metric: accuracy(self._knn(bank, val[0]), val[1])}
 
-    def test(
-        self, model: HybridViT, untrained: Callable[[], HybridViT]
-    ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Accuracy by metric, and what was said of each test image, (N,) classes, by metric.
-
-        Args:
-            untrained: makes a network like it to probe beside it.
-        """
-        results, predicted = {}, {}
+    def head(self, model: HybridViT) -> dict[str, Tensor]:
+        """What the model's head says of each test image, (N,) classes; nothing without one."""
+        if model.head is None:
+            return {}
         with self.fabric.autocast():
-            if model.head is not None:
-                if len(self.val):
-                    results["val/accuracy"] = self._head_accuracy(model, self.val)
-                predicted["test/accuracy"], _ = predictions(model, self.batches(self.dataset.test))
-            if self.config.eval.probes:
-                predicted |= self._probe(model, "test")
-                predicted |= self._probe(untrained(), "untrained/test")
-        labels = self.dataset.test.labels
-        return results | {k: accuracy(said, labels) for k, said in predicted.items()}, predicted
+            return {"test/accuracy": predictions(model, self.batches(self.dataset.test))[0]}
+
+    def probe(self, model: HybridViT, prefix: str) -> dict[str, Tensor]:
+        """What the configured probes of a model's frozen features say of each test image."""
+        with self.fabric.autocast():
+            bank = probes.extract(model, self.batches(self.train))
+            features, _ = probes.extract(model, self.batches(self.dataset.test))
+            predicted = {}
+            if "knn" in self.config.eval.probes:
+                predicted[f"{prefix}/knn"] = self._knn(bank, features)
+            if "linear" in self.config.eval.probes:
+                predicted[f"{prefix}/linear"] = probes.linear(bank, features)
+        return predicted
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """A split in order, not augmented; decoded once where the training images are resident."""
@@ -96,20 +95,6 @@ class Evaluator:
         if whole and keeps and split not in self.stored:
             self.stored[split] = Resident(split, "cpu", progress=self.show)
         return self.stored.get(split, split)
-
-    def _head_accuracy(self, model: HybridViT, split: Split) -> float:
-        return accuracy(*predictions(model, self.batches(split)))
-
-    def _probe(self, model: HybridViT, prefix: str) -> dict[str, Tensor]:
-        """What the configured probes of a model's frozen features say of the test images."""
-        bank = probes.extract(model, self.batches(self.train))
-        features, _ = probes.extract(model, self.batches(self.dataset.test))
-        predicted = {}
-        if "knn" in self.config.eval.probes:
-            predicted[f"{prefix}/knn"] = self._knn(bank, features)
-        if "linear" in self.config.eval.probes:
-            predicted[f"{prefix}/linear"] = probes.linear(bank, features)
-        return predicted
 
     def _knn(self, bank: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
         return probes.knn(bank, features, len(self.dataset.classes), self.fabric.device)

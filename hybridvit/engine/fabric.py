@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from hybridvit.config import Precision
-from hybridvit.engine.device import device
+from hybridvit.engine.device import chosen_device
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def make_fabric(precision: Precision) -> Fabric:
     they are.
     """
     torch.backends.cudnn.allow_tf32 = False
-    kind = device().type
+    kind = chosen_device().type
     if precision == "fp32":
         return Fabric(accelerator=kind, devices=1, precision="32-true")
     return Fabric(accelerator=kind, devices=1, plugins=Autocast("bf16-mixed", kind))

@@ -40,6 +40,7 @@ from hybridvit.engine.pictures import write_rows
 from hybridvit.engine.runlog import RunDirectory, check_same_data, check_same_run, new_record
 from hybridvit.engine.signals import terminable
 from hybridvit.evaluation import probes
+from hybridvit.evaluation.accuracy import accuracy
 from hybridvit.registry import Parts
 
 PICTURED = 8
@@ -110,8 +111,7 @@ def train(
 
 
 # Fabric's notes on precision and devices are in the record; warnings still show.
-for package in ("lightning_fabric", "pytorch_lightning"):
-    logging.getLogger(package).setLevel(logging.WARNING)
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 class Session:
@@ -275,18 +275,18 @@ class Session:
     def final_results(self) -> dict[str, float]:
         """Accuracy and probes on the test split, which nothing has looked at before."""
         self.fabric.to_device(self.objective)
+        model, labels = self.evaluated(), self.dataset.test.labels
+        results = {} if model.head is None else self.evaluator.validation(model)
+        predicted = self.evaluator.head(model)
         if self.config.eval.probes:
             self.say("probing frozen features")
-        results, predicted = self.evaluator.test(self.evaluated(), self.untrained)
+            predicted |= self.evaluator.probe(model, "test")
+            untrained = build.make_model(self.config, self.parts, self.dataset.spec())
+            predicted |= self.evaluator.probe(untrained.to(self.fabric.device), "untrained/test")
         if predicted:
             classes = {key: said.tolist() for key, said in predicted.items()}
-            self.directory.write_predictions(self.dataset.test.labels.tolist(), classes)
-        return results
-
-    def untrained(self) -> HybridViT:
-        """The network as it was before training, but for its head."""
-        model = build.make_model(self.config, self.parts, self.dataset.spec())
-        return model.to(self.fabric.device)
+            self.directory.write_predictions(labels.tolist(), classes)
+        return results | {key: accuracy(said, labels) for key, said in predicted.items()}
 
     def picture(self, step: int) -> None:
         """Write the objective's pictures of the same few images."""

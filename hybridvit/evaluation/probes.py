@@ -52,9 +52,11 @@ def knn(
     with torch.autocast(bank.device.type, enabled=False):
         for part in features.split(1024):
             similarity, nearest = (F.normalize(part, dim=1).to(device) @ bank).topk(neighbours)
-            votes = similarity.new_zeros(len(part), classes)
-            votes.scatter_add_(1, labels[nearest], (similarity / TEMPERATURE).exp())
-            predicted.append(votes.argmax(dim=1).cpu())
+            weights = (similarity / TEMPERATURE).exp()
+            # A vote each, then their sum: scattering adds in another order each time on a GPU.
+            votes = weights.new_zeros(len(part), neighbours, classes)
+            votes.scatter_(2, labels[nearest][..., None], weights[..., None])
+            predicted.append(votes.sum(dim=1).argmax(dim=1).cpu())
     return torch.cat(predicted)
 
 

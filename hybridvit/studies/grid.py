@@ -139,10 +139,11 @@ def read_study(path: Path, overrides: list[str], seeds: int | None = None) -> St
     parts_of = functools.cache(lambda plugins: build.make_parts([*plugins])[0])
     cells: list[Cell] = []
     known: set[str] = set()
+    wanted = _seeds(content.get("seeds", [0, 1, 2]), seeds)
     for arm in arms:
-        steps = list(_steps(content, arm, base, over))  # which all seeds share
-        for seed in _seeds(content.get("seeds", [0, 1, 2]), seeds):
-            *shared, last = _chain(steps, seed, parts_of)
+        stages = list(_stages(content, arm, base, over))  # which all seeds share
+        for seed in wanted:
+            *shared, last = _chain(stages, seed, parts_of)
             cells += [*(c for c in shared if c.name not in known), last]
             known |= {c.name for c in (*shared, last)}
     if content.get("pixels", False):
@@ -163,10 +164,10 @@ def read_study(path: Path, overrides: list[str], seeds: int | None = None) -> St
     )
 
 
-def _steps(
+def _stages(
     content: dict[str, Any], arm: dict[str, Any], base: DictConfig, over: list[DictConfig]
 ) -> Iterator[tuple[dict[str, str], DictConfig]]:
-    """Labels and config of an arm, or one a stage.
+    """Labels and config of each stage of an arm, or of the arm if there are none.
 
     A stage is labelled by the axes that change it or a stage before, so that arms which differ
     only later share it.
@@ -198,11 +199,11 @@ def _layered(base: DictConfig, *layers: Any) -> DictConfig:
 
 
 def _chain(
-    steps: Sequence[tuple[dict[str, str], DictConfig]], seed: int, parts_of: PartsOf
+    stages: Sequence[tuple[dict[str, str], DictConfig]], seed: int, parts_of: PartsOf
 ) -> list[Cell]:
     """The cells of an arm and seed: one, or one a stage, each starting from the one before."""
     chain: list[Cell] = []
-    for labels, config in steps:
+    for labels, config in stages:
         after = chain[-1].name if chain else None
         own = _layered(config, {"seed": seed} | ({"init": after} if after else {}))
         name = "-".join([*labels.values(), f"seed{seed}"])

@@ -1,4 +1,4 @@
-"""Everything a cell imports, for the fork server to import once."""
+"""What every cell imports, for the fork server to import once."""
 
 import scipy.stats
 import sklearn.linear_model

@@ -46,7 +46,7 @@ class Fake:
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Fake.log = []
     monkeypatch.setattr(run, "Process", Fake)
-    monkeypatch.setattr(run, "slow_precision", lambda precision: None)
+    monkeypatch.setattr(run, "bf16_slowdown", lambda: None)
     return Fake.log
 
 
@@ -65,17 +65,19 @@ def test_a_machine_without_bf16_measures_the_rest(
     log: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A step would take minutes there, and say nothing."""
-    monkeypatch.setattr(run, "slow_precision", lambda precision: "too slow")
+    monkeypatch.setattr(run, "bf16_slowdown", lambda: 100.0)
     monkeypatch.setattr(Fake, "ask", lambda self, **request: {"rate": 1.0})
     found = run.measure("supervised-32-4", 1, 0.1, beside_load=True)
     assert set(found["contestants"]) == {"timm fp32", "ours fp32"}
     assert found["skipped"] == dict.fromkeys(
-        ("ours", "timm", "timm best", "our products", "matrix product"), "too slow"
+        ("ours", "timm", "timm best", "our products", "matrix product"),
+        "this CPU is far slower in bf16 than in float32",
     )
     assert [row["what"] for row in found["rows"]] == ["supervised step, 32/4, fp32"]
     assert set(run.measure("input-flip", 1, 0.1, beside_load=True)["skipped"]) == set()
     assert run.main(["--case", "mae-32-4", "--beside-load"]) == 2
-    assert "mae-32-4: no contestant is here: too slow" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "mae-32-4: no contestant can be measured: this CPU is far slower in bf16" in told
 
 
 def test_a_line_is_appended(log: list[str], tmp_path: Path) -> None:

@@ -310,3 +310,8 @@ def test_what_is_left_of_an_evaluation_does_not_reach_the_next(workers: int) -> 
 
 def test_evaluation_of_nothing_is_nothing() -> None:
     assert list(eval_batches(subset(arrays(), torch.arange(0)), SIZE, 8, "cpu")) == []
+
+
+def test_no_more_batches_are_made_at_once_than_there_is_to_gain() -> None:
+    assert loader(arrays(), batch_size=1).together == 64
+    assert loader(arrays(), batch_size=1, resident=False).together == 1

@@ -290,6 +290,16 @@ def test_compiled_code_is_kept_where_decoded_images_are(
     assert module.CACHE not in os.environ
 
 
+def test_linear_layers_are_found_again_wherever_the_user_keeps_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(module.CACHE, str(tmp_path))
+    with torch._functorch.config.patch(autograd_cache_allow_custom_autograd_functions=False):
+        module.keep_compiled()
+        assert torch._functorch.config.autograd_cache_allow_custom_autograd_functions
+    assert os.environ[module.CACHE] == str(tmp_path)
+
+
 START = """
 import json, sys
 from pathlib import Path

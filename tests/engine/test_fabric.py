@@ -17,7 +17,8 @@ from hybridvit.engine.fabric import make_fabric
 LOOK = """
 import sys
 import hybridvit.engine.run
-assert "torchmetrics" not in sys.modules
+import hybridvit.studies.preload
+assert not {"torchmetrics", "lightly", "pytorch_lightning"} & sys.modules.keys()
 from lightning_fabric.utilities import imports
 assert imports._TORCHMETRICS_GREATER_EQUAL_1_0_0
 import torchmetrics

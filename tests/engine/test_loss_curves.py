@@ -94,7 +94,7 @@ def test_so_does_fused_attention(
     [
         ("supervised", "blocks", "fp32", ROUNDING),
         ("supervised", "whole", "bf16_params", BF16),
-        ("mae", "whole", "bf16_params", BF16),
+        ("mae", "whole", "bf16", BF16),
     ],
 )
 def test_so_does_compiled_code(
