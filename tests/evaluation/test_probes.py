@@ -56,6 +56,12 @@ def test_knn_says_what_lightlys_does() -> None:
     assert 0.5 < knn_accuracy(train, test) < 0.9
 
 
+def test_of_classes_that_tie_the_first_one_wins() -> None:
+    same = torch.ones(2, 4)
+    for labels in ([2, 1], [1, 2]):
+        assert probes.knn((same, torch.tensor(labels)), same[:1], 3).tolist() == [1]
+
+
 def test_knn_is_exact_where_training_is_not() -> None:
     """Features whose common part is large: in bf16 all would be equally similar."""
     train, test = (

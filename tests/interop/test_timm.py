@@ -44,7 +44,7 @@ from hybridvit.stems.timm import FeatureMapStem, timm_stem
 NAMES = {
     "vit_tiny_patch16_224": LinearStem,
     "vit_small_patch32_224": LinearStem,
-    "vit_small_patch8_224": LinearStem,
+    "vit_base_patch8_224": LinearStem,
     "vit_base_patch16_reg4_gap_256": LinearStem,
     "vit_small_patch14_dinov2": LinearStem,
     "vit_small_r26_s32_224": ResNetStem,

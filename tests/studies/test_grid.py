@@ -334,8 +334,7 @@ def test_pixel_baselines_are_what_scikit_learn_says(tmp_path: Path) -> None:
 def test_a_signal_saves_the_cells_and_leaves_none_behind(
     tmp_path: Path, number: int, group: bool
 ) -> None:
-    text = STUDY if group else STUDY.replace("pixels: true\n", "")  # which takes longer
-    study, out = write(tmp_path / "s", text), tmp_path / "out"
+    study, out = write(tmp_path / "s"), tmp_path / "out"
     command = [
         sys.executable,
         "-m",
