@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hybridvit.encoder.gelu import GELU
 from hybridvit.encoder.linear import Linear
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
@@ -53,7 +54,7 @@ class QuickGELU(nn.Module):
 def make_activation(name: Activation) -> nn.Module:
     """The activation module of a name."""
     return {
-        "gelu": nn.GELU(),
+        "gelu": GELU(),
         "gelu_tanh": nn.GELU(approximate="tanh"),
         "quick_gelu": QuickGELU(),
         "relu": nn.ReLU(),

@@ -33,6 +33,8 @@ from hybridvit.encoder.vit import Encoder
 from hybridvit.engine.bf16 import Bf16Parameters
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads it whenever it compiles
+# For CPUs: a product and a sum are one instruction, which rounds once.
+OPTIONS: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
 
 
 def for_training(objective: Objective, train: TrainConfig) -> nn.Module:
@@ -49,9 +51,9 @@ def for_training(objective: Objective, train: TrainConfig) -> nn.Module:
     called: Any = Bf16Parameters(objective) if train.precision == "bf16_params" else objective
     if train.compile == "blocks":
         # Static: once a decoder has shown a second shape, torch would make all shapes dynamic.
-        run = torch.compile(run, dynamic=False)
+        run = torch.compile(run, dynamic=False, options=OPTIONS)
     elif train.compile == "whole":
-        called = torch.compile(called)
+        called = torch.compile(called, options=OPTIONS)
     elif train.compile == "graphs":
         called = torch.compile(called, mode="reduce-overhead")
     module: nn.Module = called if run is run_block else WithBlocks(called, run)

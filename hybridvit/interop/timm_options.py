@@ -9,7 +9,8 @@ import re
 from typing import Any, Literal, NamedTuple
 
 import torch
-from timm.layers.activations import GELU, GELUTanh
+from timm.layers.activations import GELU as TimmGELU
+from timm.layers.activations import GELUTanh
 from timm.layers.activations import QuickGELU as TimmQuickGELU
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.layers.attention import Attention
@@ -28,6 +29,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from hybridvit.contracts import Stem
+from hybridvit.encoder.gelu import GELU
 from hybridvit.encoder.mlp import Activation, QuickGELU
 from hybridvit.encoder.vit import Encoder
 from hybridvit.stems.linear import LinearStem
@@ -36,7 +38,9 @@ from hybridvit.stems.timm import FeatureMapStem
 
 POOLS: dict[str, Literal["token", "mean", "map"]] = {"token": "token", "avg": "mean", "map": "map"}
 _ACTIVATIONS: dict[type, Activation] = {
+    nn.GELU: "gelu",
     GELU: "gelu",
+    TimmGELU: "gelu",
     GELUTanh: "gelu_tanh",
     TimmQuickGELU: "quick_gelu",
     QuickGELU: "quick_gelu",
@@ -204,8 +208,6 @@ def _mlp_spec(mlp: Any) -> tuple[int, Literal["mlp", "swiglu"], Activation]:
 def activation_name(module: nn.Module) -> Activation:
     if isinstance(module, nn.GELU) and module.approximate == "tanh":
         return "gelu_tanh"
-    if type(module) is nn.GELU:
-        return "gelu"
     _need(type(module) in _ACTIVATIONS, f"act_layer={class_name(module)}")
     return _ACTIVATIONS[type(module)]
 

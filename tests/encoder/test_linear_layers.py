@@ -27,21 +27,25 @@ def two_threads_for_any_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])  # of 6 tokens; 4 do not divide them
-@pytest.mark.parametrize("sizes", [(5, 3), (3, 5)])
+@pytest.mark.parametrize("sizes", [(5, 3), (3, 5), (2, 8)])  # the last as an MLP widens
 def test_gradients_are_those_of_finite_differences(parts: int, sizes: tuple[int, int]) -> None:
     width, outputs = sizes
     x = torch.randn(2, 3, width, dtype=DOUBLE, requires_grad=True)
     weight = torch.randn(outputs, width, dtype=DOUBLE, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *args: Product.apply(*args, parts), (x, weight))
+    bias = torch.randn(outputs, dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *args: Product.apply(*args, parts), (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda *args: Product.apply(*args, None, parts), (x, weight))
 
 
-@pytest.mark.parametrize("wanted", [0, 1])
-def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted: int) -> None:
-    inputs = [torch.randn(2, 4), torch.randn(3, 4)]
+@pytest.mark.parametrize(
+    ("wanted", "flops"), [(0, 2 * 2 * 8 * 2), (1, 2 * 2 * 8 * 2), (2, 2 * 2 * 8)]
+)
+def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted: int, flops: int) -> None:
+    inputs = [torch.randn(2, 2), torch.randn(8, 2), torch.randn(8)]
     inputs[wanted].requires_grad_()
     with FlopCounterMode(display=False) as counted:
         Product.apply(*inputs, 1).sum().backward()
-    assert counted.get_total_flops() == 2 * (2 * 2 * 3 * 4)  # one product forward, one backward
+    assert counted.get_total_flops() == 2 * 2 * 8 * 2 + flops  # forward, and one product backward
 
 
 def test_few_tokens_have_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +63,8 @@ def test_the_gradient_of_weights_lies_as_they_do(parts: int, outputs: int) -> No
     assert found.is_contiguous()
 
 
-def products(precision: torch.dtype) -> Counter[str]:
-    """Operators of a compiled layer's step for 8 images of 16 tokens."""
+def products(precision: torch.dtype, width: int = 32) -> Counter[str]:
+    """Operators of a compiled layer's step for 8 images of 16 tokens, to 64 outputs."""
     counts: Counter[str] = Counter()
 
     def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -68,7 +72,7 @@ def products(precision: torch.dtype) -> Counter[str]:
         counts.update(name.removeprefix("aten.").partition(".")[0] for name in called)
         return make_boxed_func(graph)
 
-    layer, x = Linear(32, 64), torch.randn(8, 16, 32, requires_grad=True)
+    layer, x = Linear(width, 64), torch.randn(8, 16, width, requires_grad=True)
     compiled = torch.compile(layer, backend=aot_autograd(fw_compiler=count), fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         compiled(x).float().square().mean().backward()
@@ -78,6 +82,11 @@ def products(precision: torch.dtype) -> Counter[str]:
 def test_compiled_in_bf16_weights_have_a_product_a_thread_and_the_bias_is_apart() -> None:
     counts = products(torch.bfloat16)
     assert (counts["addmm"], counts["mm"], counts["bmm"]) == (0, 2, 1)
+
+
+def test_where_an_mlp_widens_the_gradient_of_its_bias_is_a_product_too() -> None:
+    counts = products(torch.bfloat16, width=16)
+    assert (counts["addmm"], counts["mm"], counts["bmm"]) == (0, 3, 1)
 
 
 def test_compiled_in_float32_it_is_torchs() -> None:
@@ -92,14 +101,16 @@ def test_not_compiled_it_is_torchs_bit_by_bit(precision: torch.dtype) -> None:
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_compiled_values_and_gradients_are_about_as_exact_as_torchs(bias: bool) -> None:
+@pytest.mark.parametrize(("bias", "outputs"), [(True, 96), (False, 96), (True, 256)])
+def test_compiled_values_and_gradients_are_about_as_exact_as_torchs(
+    bias: bool, outputs: int
+) -> None:
     """Beside float64, errors of both are those of rounding to bf16. A gradient of weights is
     rounded twice, its parts and their sum: by a factor of about sqrt(2) at the most."""
     torch.manual_seed(0)
-    layer = Linear(64, 96, bias=bias)
+    layer = Linear(64, outputs, bias=bias)
     x = torch.randn(8, 50, 64)
-    target = torch.randn(8, 50, 96)
+    target = torch.randn(8, 50, outputs)
     leaves = [x, *layer.parameters()]
 
     def gradients(call: Any, dtype: torch.dtype) -> list[Tensor]:

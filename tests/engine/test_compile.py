@@ -52,7 +52,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
 
     original: Callable[..., Any] = torch.compile
 
-    def compile_(model: Any, *, dynamic: bool | None = None, mode: str | None = None) -> Any:
+    def compile_(model: Any, *, dynamic: bool | None = None, **_: Any) -> Any:
         return original(model, backend=backend, dynamic=dynamic)
 
     torch.compiler.reset()
@@ -66,7 +66,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     would recompute with other random numbers: restoring them is a part of the traced graph.)"""
     original: Callable[..., Any] = torch.compile
 
-    def compile_(model: Any, *, dynamic: bool | None = None, mode: str | None = None) -> Any:
+    def compile_(model: Any, *, dynamic: bool | None = None, **_: Any) -> Any:
         return original(model, backend="aot_eager", dynamic=dynamic)
 
     torch.compiler.reset()
