@@ -89,7 +89,8 @@ class Products(TorchDispatchMode):
         self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if operator in PRODUCTS:
+        # A product with a single row of ones is a sum, for a bias.
+        if operator in PRODUCTS and args[0].shape != (1, args[1].shape[0]):
             mine, named = tree_map_only(Tensor, self.operand, (args, kwargs))
             self.calls.append(lambda: operator(*mine, **named))
         return operator(*args, **kwargs)

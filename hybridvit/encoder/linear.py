@@ -9,61 +9,72 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEW = 1000  # tokens of a part, below which it gains nothing
-WIDE = 4  # times as many outputs as inputs: the first layer of an MLP
 
 
 class Linear(nn.Linear):
     """torch's layer, computed by `linear`."""
 
+    def __init__(
+        self, inputs: int, outputs: int, bias: bool = True, *, activated: bool = False
+    ) -> None:
+        super().__init__(inputs, outputs, bias)
+        self.activated = activated
+
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, activated=self.activated)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activated: bool = False) -> Tensor:
     """x W^T + b for tokens (..., I), weights (O, I) and a bias (O,): (..., O).
 
-    Compiled in bf16 for a CPU, the product is a `Product` and the bias is added apart from it, in
-    the pass over what follows; the product would copy it to its whole result beforehand.
+    Compiled in bf16 for a CPU it is `Affine`.
+
+    Args:
+        activated: whether an activation function follows, see `bias_gradient`.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     in_bf16 = x.device.type == "cpu" and dtype == torch.bfloat16
     if not (torch.compiler.is_compiling() and in_bf16):
         return F.linear(x, weight, bias)
     bias = None if bias is None else bias.to(dtype)
-    product: Tensor = Product.apply(x.to(dtype), weight.to(dtype), bias, threads())
-    return product
+    y: Tensor = Affine.apply(x.to(dtype), weight.to(dtype), bias, threads(), activated)
+    return y
 
 
-class Product(torch.autograd.Function):
-    """x W^T + b, whose gradient by the weights is computed in parts, one a thread."""
+class Affine(torch.autograd.Function):
+    """x W^T + b, whose gradient by the weights is computed in parts, one a thread.
+
+    The bias is added apart from the product, in the pass over what follows; the product would copy
+    it to its whole result beforehand.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, parts: int, activated: bool
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.parts = parts
+        ctx.parts, ctx.activated = parts, activated
         product = F.linear(x, weight)
         return product if bias is None else product + bias
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        by_x, by_weight, by_bias, _ = ctx.needs_input_grad
+        by_x, by_weight, by_bias, *_ = ctx.needs_input_grad
         of_x = gradient @ weight if by_x else None
         of_weight = weight_gradient(x, gradient, ctx.parts) if by_weight else None
-        widens = gradient.shape[-1] >= WIDE * x.shape[-1]
-        of_bias = bias_gradient(gradient, as_product=widens) if by_bias else None
-        return of_x, of_weight, of_bias, None
+        of_bias = bias_gradient(gradient, ctx.activated) if by_bias else None
+        return of_x, of_weight, of_bias, None, None
 
 
-def bias_gradient(gradient: Tensor, *, as_product: bool) -> Tensor:
+def bias_gradient(gradient: Tensor, activated: bool) -> Tensor:
     """The sum over all tokens of gradients (..., O), (O,).
 
-    The compiler has the sum computed where the gradient is, column by column. Where that is an
-    activation function's, the first layer of an MLP, it takes twice as long as without the sum;
-    so this one is a product of its own.
+    The compiler has the sum computed where the gradient is, column by column. An activation
+    function's backward pass takes twice as long so; there the sum is a product of its own.
     """
     gradient = gradient.flatten(0, -2)
-    if not as_product:
+    if not activated:
         return gradient.sum(dim=0)
     return (gradient.new_ones(1, len(gradient)) @ gradient)[0]
 

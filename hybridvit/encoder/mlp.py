@@ -18,7 +18,7 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, activation: nn.Module, dropout: float) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden, activated=True)
         self.act = activation
         self.fc2 = Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from functorch.compile import make_boxed_func
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridvit.encoder import linear as module
-from hybridvit.encoder.linear import Linear, Product, linear, weight_gradient
+from hybridvit.encoder.linear import Affine, Linear, linear, weight_gradient
+from hybridvit.encoder.mlp import Mlp
 
 DOUBLE = torch.float64
 
@@ -27,14 +29,18 @@ def two_threads_for_any_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])  # of 6 tokens; 4 do not divide them
-@pytest.mark.parametrize("sizes", [(5, 3), (3, 5), (2, 8)])  # the last as an MLP widens
-def test_gradients_are_those_of_finite_differences(parts: int, sizes: tuple[int, int]) -> None:
+@pytest.mark.parametrize("sizes", [(5, 3), (3, 5)])
+@pytest.mark.parametrize("activated", [True, False])
+def test_gradients_are_those_of_finite_differences(
+    parts: int, sizes: tuple[int, int], activated: bool
+) -> None:
     width, outputs = sizes
     x = torch.randn(2, 3, width, dtype=DOUBLE, requires_grad=True)
     weight = torch.randn(outputs, width, dtype=DOUBLE, requires_grad=True)
     bias = torch.randn(outputs, dtype=DOUBLE, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *args: Product.apply(*args, parts), (x, weight, bias))
-    assert torch.autograd.gradcheck(lambda *args: Product.apply(*args, None, parts), (x, weight))
+    how = (parts, activated)
+    assert torch.autograd.gradcheck(lambda *args: Affine.apply(*args, *how), (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda *args: Affine.apply(*args, None, *how), (x, weight))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +50,7 @@ def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted: int, flops: int
     inputs = [torch.randn(2, 2), torch.randn(8, 2), torch.randn(8)]
     inputs[wanted].requires_grad_()
     with FlopCounterMode(display=False) as counted:
-        Product.apply(*inputs, 1).sum().backward()
+        Affine.apply(*inputs, 1, True).sum().backward()
     assert counted.get_total_flops() == 2 * 2 * 8 * 2 + flops  # forward, and one product backward
 
 
@@ -63,8 +69,8 @@ def test_the_gradient_of_weights_lies_as_they_do(parts: int, outputs: int) -> No
     assert found.is_contiguous()
 
 
-def products(precision: torch.dtype, width: int = 32) -> Counter[str]:
-    """Operators of a compiled layer's step for 8 images of 16 tokens, to 64 outputs."""
+def products(precision: torch.dtype, *, activated: bool = False) -> Counter[str]:
+    """Operators of a compiled layer's step for 8 images of 16 tokens."""
     counts: Counter[str] = Counter()
 
     def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -72,7 +78,8 @@ def products(precision: torch.dtype, width: int = 32) -> Counter[str]:
         counts.update(name.removeprefix("aten.").partition(".")[0] for name in called)
         return make_boxed_func(graph)
 
-    layer, x = Linear(width, 64), torch.randn(8, 16, width, requires_grad=True)
+    layer = Linear(32, 64, activated=activated)
+    x = torch.randn(8, 16, 32, requires_grad=True)
     compiled = torch.compile(layer, backend=aot_autograd(fw_compiler=count), fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         compiled(x).float().square().mean().backward()
@@ -84,8 +91,9 @@ def test_compiled_in_bf16_weights_have_a_product_a_thread_and_the_bias_is_apart(
     assert (counts["addmm"], counts["mm"], counts["bmm"]) == (0, 2, 1)
 
 
-def test_where_an_mlp_widens_the_gradient_of_its_bias_is_a_product_too() -> None:
-    counts = products(torch.bfloat16, width=16)
+def test_before_an_activation_function_the_gradient_of_the_bias_is_a_product_too() -> None:
+    assert Mlp(32, 64, nn.ReLU(), 0.0).fc1.activated
+    counts = products(torch.bfloat16, activated=True)
     assert (counts["addmm"], counts["mm"], counts["bmm"]) == (0, 3, 1)
 
 
@@ -101,16 +109,16 @@ def test_not_compiled_it_is_torchs_bit_by_bit(precision: torch.dtype) -> None:
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
-@pytest.mark.parametrize(("bias", "outputs"), [(True, 96), (False, 96), (True, 256)])
+@pytest.mark.parametrize(("bias", "activated"), [(True, False), (False, False), (True, True)])
 def test_compiled_values_and_gradients_are_about_as_exact_as_torchs(
-    bias: bool, outputs: int
+    bias: bool, activated: bool
 ) -> None:
     """Beside float64, errors of both are those of rounding to bf16. A gradient of weights is
     rounded twice, its parts and their sum: by a factor of about sqrt(2) at the most."""
     torch.manual_seed(0)
-    layer = Linear(64, outputs, bias=bias)
+    layer = Linear(64, 96, bias=bias)
     x = torch.randn(8, 50, 64)
-    target = torch.randn(8, 50, outputs)
+    target = torch.randn(8, 50, 96)
     leaves = [x, *layer.parameters()]
 
     def gradients(call: Any, dtype: torch.dtype) -> list[Tensor]:
@@ -121,7 +129,8 @@ def test_compiled_values_and_gradients_are_about_as_exact_as_torchs(
 
     exact = gradients(F.linear, DOUBLE)
     torchs = gradients(F.linear, torch.float32)
-    ours = gradients(torch.compile(linear, backend="aot_eager"), torch.float32)
+    compiled = torch.compile(partial(linear, activated=activated), backend="aot_eager")
+    ours = gradients(compiled, torch.float32)
     for mine, theirs, true in zip(ours, torchs, exact, strict=True):
         scale = true.abs().mean()
         error, plain = ((found - true).abs().mean() / scale for found in (mine, theirs))

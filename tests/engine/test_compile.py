@@ -22,11 +22,17 @@ from hybridvit import config
 from hybridvit.cli import main
 from hybridvit.config import TrainConfig
 from hybridvit.contracts import Batch, DataSpec, Objective
-from hybridvit.encoder import attention, linear
+from hybridvit.encoder import attention, gelu, linear
 from hybridvit.encoder.block import run_block
 from hybridvit.encoder.vit import Encoder
 from hybridvit.engine import compile as module
-from hybridvit.engine.compile import blocks_run_by, check_compile, compiler, for_training
+from hybridvit.engine.compile import (
+    OPTIONS,
+    blocks_run_by,
+    check_compile,
+    compiler,
+    for_training,
+)
 from hybridvit.engine.describe import describe_model
 
 # torch looks at .grad of what it traces, which warns of it.
@@ -52,7 +58,10 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
 
     original: Callable[..., Any] = torch.compile
 
-    def compile_(model: Any, *, dynamic: bool | None = None, **_: Any) -> Any:
+    def compile_(
+        model: Any, *, dynamic: bool | None = None, mode: str | None = None, options: Any = None
+    ) -> Any:
+        assert options == (OPTIONS if mode is None else None)
         return original(model, backend=backend, dynamic=dynamic)
 
     torch.compiler.reset()
@@ -66,7 +75,10 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     would recompute with other random numbers: restoring them is a part of the traced graph.)"""
     original: Callable[..., Any] = torch.compile
 
-    def compile_(model: Any, *, dynamic: bool | None = None, **_: Any) -> Any:
+    def compile_(
+        model: Any, *, dynamic: bool | None = None, mode: str | None = None, options: Any = None
+    ) -> Any:
+        assert options == (OPTIONS if mode is None else None)
         return original(model, backend="aot_eager", dynamic=dynamic)
 
     torch.compiler.reset()
@@ -218,7 +230,7 @@ def test_recomputation_changes_no_bit(objective: str, kind: Any) -> None:
 def test_recomputation_in_bf16_changes_no_bit_and_keeps_what_it_does_with_torchs_layers(
     objective: str, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Linear layers have functions of their own for autograd there."""
+    """Linear layers and GELU have functions of their own for autograd there."""
     monkeypatch.setattr(linear, "FEW", 1)
     monkeypatch.setattr(linear, "threads", lambda: 2)
     deep = {"depth": 6, "dropout": 0.1}
@@ -235,6 +247,7 @@ def test_recomputation_in_bf16_changes_no_bit_and_keeps_what_it_does_with_torchs
         assert kept < saved_bytes(whole, plain)
         torch.compiler.reset()
         monkeypatch.setattr(linear.Linear, "forward", nn.Linear.forward)
+        monkeypatch.setattr(gelu.GELU, "forward", nn.GELU.forward)
         monkeypatch.setattr(attention, "linear", F.linear)
         of_theirs = saved_bytes(for_training(theirs, recomputing), theirs)
     if torch.__version__ >= torch.torch_version.TorchVersion("2.15"):  # 2.11 keeps their inputs

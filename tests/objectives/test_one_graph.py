@@ -14,7 +14,7 @@ import torch._dynamo
 from conftest import make_batch, make_objective
 
 from hybridvit.contracts import Batch, Objective
-from hybridvit.engine.compile import compiler
+from hybridvit.engine.compile import OPTIONS, compiler
 from hybridvit.objectives import OBJECTIVES
 from hybridvit.stems import STEMS
 
@@ -115,7 +115,7 @@ def test_compiled_loss_and_gradients_are_close(stem: str, masked: bool, objectiv
     made = copy.deepcopy(plain)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, on what it finds to compile with
-        loss = torch.compile(made)(batch).loss
+        loss = torch.compile(made, options=OPTIONS)(batch).loss
         loss.backward()
     expected = plain(batch).loss
     expected.backward()
