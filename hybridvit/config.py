@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,9 @@ from hybridvit.version import RESULTS_VERSION
 Precision = Literal["fp32", "bf16", "bf16_params"]
 PARTS = ("data", "stem", "encoder", "objective")
 MAX_BYTES = 1 << 20
+MAX_REFERENCES = 20  # if each of some holds two others, they double line by line
+# Whole, and without others inside: whatever else has a ${ is refused.
+ALLOWED = re.compile(r"\$\{(oc\.env:HYBRIDVIT_\w*(,[^${}]*)?|[\w.\[\]-]+)\}")
 
 
 @dataclass(frozen=True)
@@ -271,8 +275,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse(text: str) -> Any:
-    """YAML by OmegaConf's loader: 1e-3 is a number, and a key that stands twice is an error."""
-    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    """YAML by OmegaConf's loader: 1e-3 is a number, and a key that stands twice is an error.
+
+    References are checked before anything follows one, as laying files over each other does.
+    """
+    content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    check_references(content)
+    return content
 
 
 def overlay(base: DictConfig, top: DictConfig) -> DictConfig:
@@ -311,21 +320,39 @@ def dotlist(overrides: list[str]) -> DictConfig:
     return config
 
 
-def to_plain(config: DictConfig) -> dict[str, Any]:
-    """Interpolations resolved. Only HYBRIDVIT_* variables can be read from the environment,
+def check_references(content: Any) -> None:
+    """References to other keys and HYBRIDVIT_* variables are all that a config may resolve,
     because everything resolved is written to the run's record.
 
     Raises:
-        ValueError: another resolver, or a reference to nothing.
+        ValueError: anything else in ${...}, or over `MAX_REFERENCES` of them.
     """
-    text = json.dumps(OmegaConf.to_container(config, resolve=False), default=str)
-    # Each resolver by itself: one may stand in another's default.
-    for resolver, first in re.findall(r"\$\{\s*([\w.]+)\s*:\s*(\w*)", text):
-        if resolver != "oc.env" or not first.startswith("HYBRIDVIT_"):
+    references = 0
+    for text in _strings(content):
+        rest, found = ALLOWED.subn("\0", text)
+        while found:  # from the inside: one may stand in another's default
+            references += found
+            rest, found = ALLOWED.subn("\0", rest)
+        if "${" in rest:
             raise ValueError(
-                f"config: ${{{resolver}:{first}}} is not allowed; only ${{oc.env:HYBRIDVIT_...}} "
-                "is, because resolved values are written to the run's record"
+                f"config: {text!r} is not allowed; only ${{key.path}} and "
+                "${oc.env:HYBRIDVIT_...} are, because resolved values are written to the "
+                "run's record"
             )
+    if references > MAX_REFERENCES:
+        raise ValueError(
+            f"config: {references} values in ${{...}}, over {MAX_REFERENCES}; write some of "
+            "them out"
+        )
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """All values, with what they refer to.
+
+    Raises:
+        ValueError: as `check_references`, or a reference to nothing.
+    """
+    check_references(OmegaConf.to_container(config, resolve=False))
     try:
         return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
@@ -392,8 +419,19 @@ def _bind(schema: Any, values: Any, path: str) -> Any:
 
 
 def _name(config: DictConfig, part: str) -> Any:
-    section = config.get(part)
-    return section.get("name") if isinstance(section, DictConfig) else None
+    try:
+        section = config.get(part)
+        return section.get("name") if isinstance(section, DictConfig) else None
+    except OmegaConfBaseException as error:
+        raise ValueError(f"config: {part}: {str(error).splitlines()[0]}") from None
+
+
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _strings(child)
 
 
 def _require(holds: bool, key: str, value: Any, valid: str) -> None:

@@ -48,11 +48,39 @@ def test_only_hybridvit_variables_are_read_from_the_environment(
     monkeypatch.setenv("SECRET_TOKEN", "hush")
     good = write(tmp_path, "a.yaml", "data: {args: {root: '${oc.env:HYBRIDVIT_DATA}'}}\n")
     assert config.load(good).data.args["root"] == "/somewhere"
-    nested = "${oc.env:HYBRIDVIT_NONE,${oc.env:SECRET_TOKEN}}"
-    for text in (nested, "${oc.env:SECRET_TOKEN}", "${ oc.env : SECRET_TOKEN}", "${oc.decode:x}"):
-        bad = write(tmp_path, "b.yaml", f"data: {{args: {{root: '{text}'}}}}\n")
+    chosen = "${oc.env:HYBRIDVIT_NONE,${oc.env:HYBRIDVIT_DATA}}/${data.name}"
+    good = write(tmp_path, "a.yaml", f"data: {{name: digits, args: {{root: '{chosen}'}}}}\n")
+    assert config.load(good).data.args["root"] == "/somewhere/digits"
+    for text in (
+        "${oc.env:HYBRIDVIT_NONE,${oc.env:SECRET_TOKEN}}",
+        "${oc.env:SECRET_TOKEN}",
+        "${ oc.env : SECRET_TOKEN}",
+        "${\\toc.env:SECRET_TOKEN}",
+        "${oc.env\\t:SECRET_TOKEN}",
+        "${${data.name}:SECRET_TOKEN}",
+        "${oc.env:${data.name}}",
+        "${oc.env:HYBRIDVIT_${data.name}}",
+        "${oc.decode:x}",
+    ):
+        content = f'data: {{name: oc.env, args: {{root: "{text}"}}}}\n'
         with pytest.raises(ValueError, match="is not allowed"):
-            config.load(bad)
+            config.load(write(tmp_path, "b.yaml", content))
+    with pytest.raises(ValueError, match="is not allowed"):
+        config.load(good, ["data.args.root=${oc.env:SECRET_TOKEN}"])
+
+
+@pytest.mark.parametrize("text", ["stem: ${nothing}", "stem: {name: '${nothing}'}", "seed: ${seed}"])
+def test_a_reference_to_nothing_is_said(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match="^config: "):
+        config.load(write(tmp_path, "a.yaml", text))
+
+
+def test_references_that_double_line_by_line_are_refused_at_once(tmp_path: Path) -> None:
+    """Also where a part's name, which is asked for while files are joined, is one."""
+    lines = ["stem: {name: '${x0}'}"]
+    lines += [f"x{i}: ${{x{i + 1}}}${{x{i + 1}}}" for i in range(30)]
+    with pytest.raises(ValueError, match="61 values in"):
+        config.load(write(tmp_path, "bomb.yaml", "\n".join([*lines, "x30: a"])))
 
 
 def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
