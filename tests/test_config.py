@@ -69,7 +69,9 @@ def test_only_hybridvit_variables_are_read_from_the_environment(
         config.load(good, ["data.args.root=${oc.env:SECRET_TOKEN}"])
 
 
-@pytest.mark.parametrize("text", ["stem: ${nothing}", "stem: {name: '${nothing}'}", "seed: ${seed}"])
+@pytest.mark.parametrize(
+    "text", ["stem: ${nothing}", "stem: {name: '${nothing}'}", "seed: ${seed}"]
+)
 def test_a_reference_to_nothing_is_said(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match="^config: "):
         config.load(write(tmp_path, "a.yaml", text))

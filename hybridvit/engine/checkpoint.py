@@ -33,9 +33,9 @@ def save(
     temporary = folder / f".step-{step:08d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(_contiguous(weights), temporary / WEIGHTS)
+    save_file(_copied(weights), temporary / WEIGHTS)
     if ema is not None:
-        save_file(_contiguous(ema), temporary / EMA)
+        save_file(_copied(ema), temporary / EMA)
     torch.save(optimizer, temporary / OPTIMIZER)
     files = {p.name: _sha256(p) for p in sorted(temporary.iterdir())}
     manifest = {"schema": 1, "step": step, "progress": progress, "sha256": files}
@@ -85,8 +85,14 @@ def read_optimizer(path: Path) -> dict[str, Any]:
     return state
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each with memory of its own: safetensors takes no tensor that has two names, as shared
+    weights do."""
+    whole = torch.contiguous_format
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=whole)
+        for name, tensor in tensors.items()
+    }
 
 
 def _sha256(path: Path) -> str:

@@ -27,6 +27,19 @@ def test_round_trip(tmp_path: Path) -> None:
     assert checkpoint.read_optimizer(path)["state"][0]["step"] == 1
 
 
+def test_a_tensor_may_have_two_names(tmp_path: Path) -> None:
+    """As in an objective that keeps `self.encoder = model.encoder`, or shares a decoder's weights;
+    the other one is laid out in another order."""
+    shared = torch.arange(6.0)
+    weights = {"a": shared, "b": shared, "c": shared.reshape(2, 3).T}
+    path = checkpoint.save(
+        tmp_path, 3, weights=weights, ema=weights, optimizer={}, progress={}
+    )  # fmt: skip
+    for name in (checkpoint.WEIGHTS, checkpoint.EMA):
+        read = checkpoint.read_weights(path, name)
+        assert all(torch.equal(read[key], value) for key, value in weights.items())
+
+
 def test_only_the_newest_is_kept(tmp_path: Path) -> None:
     write(tmp_path, 3)
     newest = write(tmp_path, 12)
