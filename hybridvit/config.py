@@ -160,7 +160,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation: validation accuracy every `epochs` epochs, at the end the test set and probes."""
+    """Evaluation: validation accuracy every `epochs` epochs, at the end the test set and probes.
+
+    A checkpoint is written at each, and at the first log point after 15 minutes without one.
+    """
 
     epochs: float = 5.0
     batch_size: int = 512

@@ -23,6 +23,9 @@ from hybridvit.engine.optim import schedule
 from hybridvit.engine.signals import blamed, stop_signals
 
 
+SAVE_SECONDS = 900  # between checkpoints at the most, where evaluations are farther apart
+
+
 class Diverged(Exception):
     """A loss or gradient was not finite; the weights are those before that step."""
 
@@ -79,7 +82,7 @@ def fit(
     peaks = [peak_lr(config) * group["factor"] for group in optimizer.param_groups]
     finite = torch.ones((), device=fabric.device)
     batches = loader.batches(progress.step * train.batch_size, steps - progress.step)
-    clock = Clock(progress, train.batch_size)
+    clock, saved = Clock(progress, train.batch_size), time.perf_counter()
     with stop_signals() as signals:
         for step in range(progress.step + 1, steps + 1):
             factor = schedule(step, steps, warmup, config.optim.schedule)
@@ -119,8 +122,9 @@ def fit(
                         calls.evaluate(step)
                     if pictures:
                         calls.picture(step)
-                if evaluates or stop:
+                if evaluates or stop or time.perf_counter() - saved > SAVE_SECONDS:
                     calls.save(progress)
+                    saved = time.perf_counter()
             if stop:
                 raise Stopped(f"stopped by {stop[0]} after step {step} of {steps}")
 

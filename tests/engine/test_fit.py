@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,29 @@ def test_steps_logs_and_evaluations_come_when_due() -> None:
     assert [step for step, _ in seen["log"]] == [4, 8, 12]
     assert seen["evaluate"] == seen["save"] == [12]  # every 5 epochs of 4 steps, and at the end
     assert seen["log"][0][1].keys() >= {"lr", "seconds", "images_per_second", "train/loss"}
+
+
+def test_a_checkpoint_comes_in_time_where_evaluations_are_far_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At log points, where the loss is known to be finite; counted from the last one."""
+    now = 0.0
+
+    class Timed(Loader):
+        def __init__(self, seconds: float) -> None:
+            super().__init__()
+            self.seconds = seconds  # of a step
+
+        def batches(self, start: int, steps: int):
+            nonlocal now
+            for batch in super().batches(start, steps):
+                now += self.seconds
+                yield batch
+
+    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: now))
+    setup = dataclasses.replace(config(log_every=2), eval=EvalConfig(epochs=1.5))
+    assert run(setup, Timed(1))[1]["save"] == [6, 12]
+    assert run(setup, Timed(300))[1]["save"] == [4, 6, 10, 12]
 
 
 def test_what_is_saved_has_the_seconds_of_all_its_steps() -> None:
