@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hybridvit.data.augment import Augment
+from hybridvit.data.names import PUBLIC
 from hybridvit.registry import fits, suggest, type_name
 from hybridvit.version import RESULTS_VERSION
 
@@ -382,14 +383,14 @@ def resolved(config: RunConfig) -> dict[str, Any]:
 def config_hash(config: RunConfig) -> str:
     """Eight hex digits that name what is computed.
 
-    Where a known data set lies is left out; a folder of one's own is known by its place alone. A
-    run to start from is known by the hash that its name ends in, or else by its name.
+    Where a public data set lies is left out; one's own, in a folder or of a plug-in, is known by
+    its place. A run to start from is known by the hash that its name ends in, or else by its name.
     """
     content = resolved(config)
     if config.init is not None:
         name = Path(config.init).name
         content["init"] = re.sub(r"^.*-(?=[0-9a-f]{8}$)", "", name)
-    if config.data.name != "image_folder":
+    if config.data.name in PUBLIC:
         content["data"]["args"].pop("root", None)
     content["data"]["args"].pop("download", None)
     text = json.dumps([RESULTS_VERSION, content], sort_keys=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -14,6 +15,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -136,7 +138,8 @@ class Parts:
 
 
 def load_plugins(parts: Parts, names: list[str]) -> dict[str, str]:
-    """Let each plug-in add its parts; returns the version of each.
+    """Let each plug-in add its parts; returns the version of each and a digest of its code, by
+    which a run that other code began is told.
 
     A name with a colon is `module:function` on the Python path (the working directory included),
     any other the name of an installed entry point in the group `hybridvit.plugins`.
@@ -186,7 +189,8 @@ def _from_path(name: str) -> tuple[Callable[[Parts], None], str]:
         ) from None
     if not hasattr(module, function):
         raise ValueError(f"plug-in {name!r}: module {module_name!r} has no {function!r}")
-    return getattr(module, function), str(getattr(module, "__version__", "unversioned"))
+    version = str(getattr(module, "__version__", "unversioned"))
+    return getattr(module, function), f"{version}, code {_digest(module_name)}"
 
 
 def _from_entry_point(name: str) -> tuple[Callable[[Parts], None], str]:
@@ -196,8 +200,23 @@ def _from_entry_point(name: str) -> tuple[Callable[[Parts], None], str]:
             f"plug-in {name!r} is not installed{suggest(name, found)}; installed: "
             f"{', '.join(sorted(found)) or 'none'} (or give module:function)"
         )
-    dist = found[name].dist
-    return found[name].load(), dist.version if dist else "unversioned"
+    register, dist = found[name].load(), found[name].dist
+    version = dist.version if dist else "unversioned"
+    return register, f"{version}, code {_digest(found[name].module)}"
+
+
+def _digest(module_name: str) -> str:
+    """Eight hex digits of the SHA-256 of an imported module's file, or of all Python files of the
+    package that it is in."""
+    top = sys.modules[module_name.partition(".")[0]]
+    folders = [Path(folder) for folder in getattr(top, "__path__", [])]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    if not folders and top.__file__ is not None:
+        files = [Path(top.__file__)]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _unwrap(factory: Callable[..., Any]) -> Any:

@@ -73,7 +73,7 @@ def test_only_hybridvit_variables_are_read_from_the_environment(
     "text", ["stem: ${nothing}", "stem: {name: '${nothing}'}", "seed: ${seed}"]
 )
 def test_a_reference_to_nothing_is_said(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ValueError, match="^config: "):
+    with pytest.raises(ValueError, match=r"^config: "):
         config.load(write(tmp_path, "a.yaml", text))
 
 
@@ -111,11 +111,10 @@ def test_hash_ignores_where_the_data_lie_and_nothing_else() -> None:
         assert config.config_hash(changed) != config.config_hash(base)
 
 
-def test_a_folder_of_ones_own_is_known_by_its_place() -> None:
+@pytest.mark.parametrize("name", ["image_folder", "a_plugins_xrays"])
+def test_data_of_ones_own_are_known_by_their_place(name: str) -> None:
     hashes = {
-        config.config_hash(
-            config.validate({"data": {"name": "image_folder", "args": {"root": root}}})
-        )
+        config.config_hash(config.validate({"data": {"name": name, "args": {"root": root}}}))
         for root in ("/cats", "/xrays")
     }
     assert len(hashes) == 2

@@ -97,7 +97,8 @@ def run(
 def check_record(tmp_path: Path, plugin: str, version: str) -> None:
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["status"] == "complete"
-    assert record["plugins"] == {plugin: version}
+    assert list(record["plugins"]) == [plugin]
+    assert record["plugins"][plugin].startswith(f"{version}, code ")
     assert record["model"]["tokens"] == 16
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
@@ -111,6 +112,14 @@ def test_a_module_in_the_working_directory(tmp_path: Path) -> None:
     done = run(tmp_path, "train", "mine.yaml", "out=out", "train.log_every=10")
     assert done.returncode == 0, done.stderr
     check_record(tmp_path, "my_stems:register", "1.2.3")
+
+    again = run(tmp_path, "train", "mine.yaml", "out=out", "train.log_every=10")
+    assert (again.returncode, "already complete" in again.stdout) == (0, True)
+    (tmp_path / "my_stems.py").write_text(MODULE.replace("PixelUnshuffle(", "PixelUnshuffle( "))
+    other = run(tmp_path, "train", "mine.yaml", "out=out", "train.log_every=10")
+    assert other.returncode == 2
+    assert "was begun with other code of plug-in 'my_stems:register'" in other.stderr
+    assert len(other.stderr.splitlines()) == 1
 
 
 def test_an_installed_package(tmp_path: Path) -> None:

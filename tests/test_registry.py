@@ -1,3 +1,4 @@
+import re
 import sys
 from pathlib import Path
 from typing import Literal
@@ -105,9 +106,37 @@ def test_plugin_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.M
     )
     monkeypatch.chdir(tmp_path)
     parts = Parts()
-    assert load_plugins(parts, ["local_stems:register"]) == {"local_stems:register": "3.1"}
+    versions = load_plugins(parts, ["local_stems:register"])
+    assert re.fullmatch(r"3\.1, code [0-9a-f]{8}", versions["local_stems:register"])
     assert parts.stems.summary("mine") == "Mine."
     sys.modules.pop("local_stems")
+
+
+def test_a_plugins_version_follows_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All Python files of a package, whichever of them the plug-in names; of a module its own."""
+    package = tmp_path / "mine_as_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "layers.py").write_text("WIDTH = 1\n")
+    (package / "parts.py").write_text("def register(parts): pass\n")
+    (tmp_path / "mine_alone.py").write_text("def register(parts): pass\n")
+    monkeypatch.chdir(tmp_path)
+    names = ["mine_as_package.parts:register", "mine_alone:register"]
+
+    def versions() -> list[str]:
+        return list(load_plugins(Parts(), names).values())
+
+    first = versions()
+    assert versions() == first
+    (package / "layers.py").write_text("WIDTH = 2\n")
+    changed = versions()
+    assert (changed[0] != first[0], changed[1] != first[1]) == (True, False)
+    (tmp_path / "mine_alone.py").write_text("def register(parts): return None\n")
+    assert (versions()[0], versions()[1] != first[1]) == (changed[0], True)
+    for name in ("mine_as_package", "mine_as_package.parts", "mine_alone"):
+        sys.modules.pop(name)
 
 
 @pytest.mark.parametrize(

@@ -106,11 +106,17 @@ def _data(config: RunConfig, parts: Parts) -> tuple[DataSpec, str, Batch]:
     return spec, f"{text}, {spec.classes} classes", batch
 
 
-def describe_data(dataset: Dataset, train: int, val: int) -> dict[str, Any]:
-    """What a data set is, and how many images of it train and validate."""
+def fingerprints(dataset: Dataset, *, tests: bool) -> dict[str, str]:
+    """What tells whether two runs had the same images, to train and, if it tests, to test on."""
+    found = {"fingerprint": fingerprint(dataset.train)}
+    return found | ({"test_fingerprint": fingerprint(dataset.test)} if tests else {})
+
+
+def describe_data(dataset: Dataset, train: int, val: int, *, tests: bool) -> dict[str, Any]:
+    """What a data set is, and how many images of it train and validate; whether others test."""
     return {
         "name": dataset.name,
-        "fingerprint": fingerprint(dataset.train),
+        **fingerprints(dataset, tests=tests),
         "decoder": dataset.decoder,
         "train": train,
         "val": val,

@@ -22,7 +22,6 @@ from hybridvit.engine.fabric import Fabric
 from hybridvit.engine.optim import schedule
 from hybridvit.engine.signals import blamed, stop_signals
 
-
 SAVE_SECONDS = 900  # between checkpoints at the most, where evaluations are farther apart
 
 

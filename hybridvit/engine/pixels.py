@@ -28,11 +28,11 @@ def pixel_baseline(config: RunConfig, out: Path) -> Outcome:
     config = build.resolve(config, parts)
     directory = RunDirectory(out)
     with terminable(), directory.locked():
-        check_same_run(directory, directory.read_record(), config_hash(config))
+        check_same_run(directory, directory.read_record(), config_hash(config), plugins)
         dataset = build.make_dataset(config, parts)
         train_split, val_split = build.make_splits(config, dataset)
         record = new_record("pixels", "pixels", config_hash(config), config.seed, plugins)
-        record["data"] = describe_data(dataset, len(train_split), len(val_split))
+        record["data"] = describe_data(dataset, len(train_split), len(val_split), tests=True)
         with directory.open_record(record):
             directory.write_config(resolved(config))
             labels, predicted = _predictions(train_split, dataset)

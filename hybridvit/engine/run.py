@@ -15,7 +15,7 @@ from tqdm import tqdm
 from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.contracts import Batch
-from hybridvit.data.dataset import Dataset
+from hybridvit.data.dataset import AbsentData, Dataset
 from hybridvit.data.loader import TrainLoader
 from hybridvit.data.resident import fits
 from hybridvit.data.splits import subset
@@ -28,6 +28,7 @@ from hybridvit.engine.describe import (
     describe_data,
     describe_leakage,
     describe_model,
+    fingerprints,
     leakage_warning,
     probe_batch,
 )
@@ -81,8 +82,9 @@ def train(
     directory = RunDirectory(out or Path("runs") / f"{name}-{config_hash(config)}")
     with terminable(), directory.locked():
         before = directory.read_record()
-        check_same_run(directory, before, config_hash(config))
+        check_same_run(directory, before, config_hash(config), plugins)
         if before and before["status"] == "complete":
+            _check_images(directory, before, config, parts)
             return Outcome(directory.path, "complete", f"{directory.path} is already complete")
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
@@ -92,7 +94,7 @@ def train(
         )
         record["arm"] = arm or {}
         record["data"] = describe_data(
-            session.dataset, len(session.train_split), len(session.val_split)
+            session.dataset, len(session.train_split), len(session.val_split), tests=not tunes
         )
         record["model"] = describe_model(session.objective, session.dataset.spec(), config)
         record["leakage"] = session.leakage()
@@ -100,7 +102,7 @@ def train(
         if session.init is not None:
             record["init"] = session.init
         if before:
-            check_same_data(directory, before, record)
+            check_same_data(directory, before, record["data"])
         try:
             with directory.open_record(record):  # first: it makes the directory a run's
                 directory.write_config(resolved(config))
@@ -361,6 +363,16 @@ class Session:
 
     def _close(self, record: dict[str, Any], status: str, error: str | None) -> None:
         self.directory.write_record({**record, "status": status, "error": error})
+
+
+def _check_images(
+    directory: RunDirectory, before: dict[str, Any], config: RunConfig, parts: Parts
+) -> None:
+    try:
+        dataset = build.make_dataset(config, parts)
+    except AbsentData:  # whoever has them no more may still ask for the result
+        return
+    check_same_data(directory, before, fingerprints(dataset, tests=before["kind"] != "tune"))
 
 
 def _sentence(results: dict[str, float]) -> str:

@@ -120,13 +120,19 @@ class RunDirectory:
 
 
 def check_same_run(
-    directory: RunDirectory, before: dict[str, Any] | None, config_hash: str
+    directory: RunDirectory,
+    before: dict[str, Any] | None,
+    config_hash: str,
+    plugins: dict[str, str],
 ) -> None:
     """Refuse a directory that holds something else.
 
+    What other code of a plug-in left behind is no more than a record where it saved nothing.
+
     Raises:
-        ValueError: another config's run, or files that are no run.
+        ValueError: another config's run, one of other code of a plug-in, or files that are no run.
     """
+    saved = any(directory.checkpoints.glob("step-*"))
     if before is None:
         foreign = [p.name for p in directory.path.iterdir() if not p.name.startswith(".")]
         if foreign:
@@ -139,22 +145,37 @@ def check_same_run(
             f"{directory.path} holds the run {before.get('hash')} of another config, this one is "
             f"{config_hash}; choose another out=DIR or remove it"
         )
+    elif (saved or before.get("status") == "complete") and (
+        change := plugin_change(before, plugins)
+    ):
+        raise ValueError(
+            f"{directory.path} was begun with {change}; choose another out=DIR, remove it, or "
+            "restore the code"
+        )
 
 
-def check_same_data(
-    directory: RunDirectory, before: dict[str, Any], record: dict[str, Any]
-) -> None:
-    """Refuse to go on with other images than the run began with.
+def plugin_change(before: dict[str, Any], plugins: dict[str, str]) -> str | None:
+    """How the plug-ins of a run's record differ from those that are here now, if they do."""
+    for name, now in plugins.items():
+        then = before.get("plugins", {}).get(name)
+        if then != now:
+            return f"other code of plug-in {name!r} ({then}, now {now})"
+    return None
+
+
+def check_same_data(directory: RunDirectory, before: dict[str, Any], data: dict[str, Any]) -> None:
+    """Refuse a directory whose run had other images.
 
     Raises:
-        ValueError: the training images' fingerprint has changed.
+        ValueError: the fingerprint of the training or of the test images has changed.
     """
-    old, new = before.get("data", {}).get("fingerprint"), record["data"]["fingerprint"]
-    if old != new:
-        raise ValueError(
-            f"{directory.path} was begun on other images (fingerprint {str(old)[:8]}, now "
-            f"{new[:8]}); choose another out=DIR or restore the data"
-        )
+    for key, which in (("fingerprint", "images"), ("test_fingerprint", "test images")):
+        old, new = before.get("data", {}).get(key), data.get(key)
+        if None not in (old, new) and old != new:
+            raise ValueError(
+                f"{directory.path} was begun on other {which} (fingerprint {str(old)[:8]}, now "
+                f"{str(new)[:8]}); choose another out=DIR or restore the data"
+            )
 
 
 def new_record(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
+from hybridvit.data.names import PUBLIC
 from hybridvit.report.runs import Run, part_name
 from hybridvit.studies.statistics import Difference, paired_difference, together
 
@@ -265,12 +266,12 @@ def data_of(run: Run) -> str:
 def settings(run: Run) -> dict[str, Any]:
     """A run's config by dotted key; the run that it started from without the seed of that.
 
-    Where a known data set lies, and whether it may be fetched, is not what the data are; a folder
-    of one's own is known by its place alone.
+    Where a public data set lies, and whether it may be fetched, is not what the data are; one's
+    own is known by its place.
     """
     flat = _flatten(run.config)
     flat.pop("data.args.download", None)
-    if flat.get("data.name") != "image_folder":
+    if flat.get("data.name") in PUBLIC:
         flat.pop("data.args.root", None)
     if isinstance(flat.get("init"), str):
         flat["init"] = re.sub(r"-seed-?\d+(-[0-9a-f]{8})?$", "", PurePath(flat["init"]).name)

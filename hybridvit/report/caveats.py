@@ -63,6 +63,7 @@ def environment(run: Run) -> dict[str, str]:
         "threads": hardware.get("threads"),
         "GPU": hardware.get("gpu"),
         "data fingerprint": run.section("data").get("fingerprint"),
+        "fingerprint of the test images": run.section("data").get("test_fingerprint"),
         **run.section("packages"),
         **{f"plug-in {name}": version for name, version in run.section("plugins").items()},
     }

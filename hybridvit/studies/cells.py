@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
-from hybridvit.engine.runlog import RunDirectory
+from hybridvit.engine.runlog import RunDirectory, plugin_change
 from hybridvit.registry import suggest
 from hybridvit.studies.executors import Executor, Job
 from hybridvit.studies.executors.local import Local
@@ -39,11 +40,12 @@ def run_study(
         executor: where they run; by default on this machine.
 
     Raises:
-        ValueError: no cell has such a name.
+        ValueError: no cell has such a name, or some were made with other code of a plug-in.
         KeyboardInterrupt: SIGINT or SIGTERM; the running cells have saved.
     """
     executor = executor or Local(study.threads)
     chosen = select(study.cells, only)
+    _check_plugins(study, out)
     reused = [c for c in chosen if not (out / c.name).exists() and _reuse(c, out)]
     live = Live([place(c, out) for c in study.cells])
     statuses = {c.name: live.known[c.name].status for c in chosen}
@@ -139,6 +141,27 @@ def run_cell(cell: Cell, out: Path) -> None:
     sys.exit(0 if outcome.status == "complete" else 1)
 
 
+def _check_plugins(study: Study, out: Path) -> None:
+    """A study's runs are compared, and none is made anew once it is complete.
+
+    Raises:
+        ValueError: a complete one is of other code of a plug-in.
+    """
+    for cell in study.cells:
+        record = read_json(out / cell.name / "run.json") or {}
+        change = plugin_change(record, _plugins(cell)) if record else None
+        if change and record.get("status") == "complete":
+            raise ValueError(
+                f"{out / cell.name} was made with {change}; choose another --out, remove what "
+                "the old code made, or restore it"
+            )
+
+
+def _plugins(cell: Cell) -> dict[str, str]:
+    """Versions of a cell's plug-ins, as a record has them."""
+    return build.make_parts(cell.config.plugins)[1] if cell.config.plugins else {}
+
+
 def _with_init(cell: Cell, out: Path) -> RunConfig:
     """A cell's config, in which the name of the run that it starts from, which alone is a part of
     the hash, becomes its place."""
@@ -168,6 +191,8 @@ def _reuse(cell: Cell, out: Path) -> bool:
         record = read_json(source / "run.json") or {}
         found = (record.get("hash"), record.get("kind"), record.get("status"))
         if found != (config_hash(cell.config), cell.kind, "complete"):
+            continue
+        if plugin_change(record, _plugins(cell)):
             continue
         temporary = out / f".{cell.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)

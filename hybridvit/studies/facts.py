@@ -52,9 +52,11 @@ def known(arms: Iterable[Sequence[Cell]], kept: dict[str, Facts]) -> list[Facts]
 
 
 def key_of(config: RunConfig) -> str:
-    """What names the facts of an arm, which neither seed nor length changes."""
+    """What names the facts of an arm, which neither seed nor length changes, but code may."""
     train = dataclasses.replace(config.train, epochs=1.0)
-    return config_hash(dataclasses.replace(config, seed=0, init=None, train=train))
+    name = config_hash(dataclasses.replace(config, seed=0, init=None, train=train))
+    versions = build.make_parts(config.plugins)[1] if config.plugins else {}
+    return ", ".join([name, *versions.values()])
 
 
 def _count(config: RunConfig, data: dict[str, tuple[DataSpec, int | None]]) -> Facts:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.engine.runlog import RunDirectory
-from hybridvit.studies.cells import BUSY, _reuse, run_cell
-from hybridvit.studies.grid import Cell
+from hybridvit.studies.cells import BUSY, _reuse, run_cell, run_study
+from hybridvit.studies.grid import Cell, Study
 from hybridvit.studies.plan_file import write_plan
 from hybridvit.studies.status import ERROR, PLAN, read_json
 
@@ -55,3 +56,28 @@ def test_a_plan_is_replaced_whole(tmp_path: Path) -> None:
     write_plan(tmp_path, {"schema": 2})
     assert read_json(tmp_path / PLAN) == {"schema": 2}
     assert [path.name for path in tmp_path.iterdir()] == [PLAN]
+
+
+def test_cells_of_other_code_of_a_plugin_are_neither_compared_nor_reused(tmp_path: Path) -> None:
+    config = RunConfig(plugins=["own_parts:register"])
+    cell = Cell(f"a-seed0-{config_hash(config)}", config, {"x": "a"})
+    study = Study("s", "S", "?", None, 1, [cell])
+    now = build.make_parts(config.plugins)[1]
+    record = {"hash": config_hash(config), "kind": "train", "status": "complete"}
+
+    def write(out: Path, plugins: dict[str, str]) -> None:
+        (out / cell.name).mkdir(parents=True, exist_ok=True)
+        (out / cell.name / "run.json").write_text(json.dumps({**record, "plugins": plugins}))
+
+    out = tmp_path / "here"
+    write(out, now)
+    assert run_study(study, out) == []
+    write(out, {"own_parts:register": "1, code 01234567"})
+    with pytest.raises(ValueError, match="was made with other code of plug-in 'own_parts"):
+        run_study(study, out)
+    # A run of the new code is taken from another study's folder, one of the old code is not.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert not _reuse(cell, elsewhere)
+    write(tmp_path / "there", now)
+    assert _reuse(cell, elsewhere)
