@@ -13,10 +13,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from cases import Contestant
-from settings import OURS_ENVIRONMENT
+from settings import environment
 
 WORKER = Path(__file__).with_name("worker.py")
-REPOSITORY = WORKER.parents[1]
 CLOSING = 5  # seconds to end by itself
 
 
@@ -26,16 +25,13 @@ class Process:
     def __init__(self, case: str, name: str, contestant: Contestant, folder: Path) -> None:
         self.name = name
         self.errors = folder / f"{name}.err"
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}  # of this checkout
-        if contestant.framework == "ours":
-            environment |= OURS_ENVIRONMENT
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, str(WORKER), case, name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=environment,
+                env=environment(ours=contestant.framework == "ours"),
                 text=True,
                 start_new_session=True,
             )

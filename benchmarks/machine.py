@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hybridvit.engine.runlog import environment
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
@@ -15,12 +17,13 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 def describe() -> dict[str, Any]:
     """Date, machine, packages and commit, for a line of results."""
     found = environment()
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None  # of attention
     return {
         "date": found["started"],
         "machine": {**found["hardware"], "generation": generation(), "flags": flags()},
         "code": found["code"],
         "python": found["python"],
-        "packages": {**found["packages"], "transformers": version("transformers")},
+        "packages": {**found["packages"], "transformers": version("transformers"), "cudnn": cudnn},
     }
 
 

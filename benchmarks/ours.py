@@ -73,8 +73,10 @@ def training_config(job: Training, overrides: list[str]) -> RunConfig:
 
 def inputs(job: Input, overrides: list[str]) -> Turns:
     """Augmented batches of a resident set, normalised as the model does it."""
-    batches = normalised(Steps(input_config(job, overrides)))
-    return ready(lambda: len(next(batches)), uncounted=8)
+    steps = Steps(input_config(job, overrides))
+    batches, together = normalised(steps), steps.session.loader.together
+    # All that are augmented together: one alone of them takes nothing, or the time of all.
+    return ready(lambda: sum(len(next(batches)) for _ in range(together)))
 
 
 def normalised(steps: Steps) -> Iterator[Tensor]:

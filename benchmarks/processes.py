@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from cases import Command, Whole
-from settings import OURS_ENVIRONMENT
+from settings import environment
 from turns import Paced, Turns
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -110,13 +110,13 @@ def make_runs(folder: Path, count: int) -> None:
             (copy / "config.yaml").write_text(re.sub(r"(?m)^seed: 0$", f"seed: {seed}", config))
 
 
-def run(command: list[str], **environment: str) -> str:
+def run(command: list[str], **variables: str) -> str:
     """What a command prints; hybridvit is that of this checkout.
 
     Raises:
         ValueError: it fails.
     """
-    known = os.environ | {"PYTHONPATH": str(REPOSITORY)} | OURS_ENVIRONMENT | environment
+    known = environment(ours=True) | variables
     done = subprocess.run(
         command, env=known, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )

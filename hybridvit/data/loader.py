@@ -204,6 +204,8 @@ class Decoders:
     def __init__(self, splits: Sequence[Split], device: torch.device, workers: int) -> None:
         self.splits, self.device = splits, device
         self._plan = _Plan()
+        # One for all plans: what was allocated for a stream is not given to another.
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._loader = DataLoader(
             _Reader(splits),
             batch_size=None,
@@ -228,7 +230,11 @@ class Decoders:
         Raises:
             ValueError: an image cannot be decoded; the message names its file.
         """
-        yield from _sent(self._decoded(split, plan), self.device)
+        pictures = self._decoded(split, plan)
+        if self._side is None:
+            yield from (images.to(self.device) for images in pictures)
+        else:
+            yield from _sent(pictures, self.device, self._side)
 
     def _decoded(self, split: Split, plan: Iterable[list[int]]) -> Iterator[Tensor]:
         number = next(n for n, known in enumerate(self.splits) if known is split)
@@ -283,12 +289,10 @@ def _to(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=True)
 
 
-def _sent(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Batches on the device; on a GPU the next one is sent while one is computed with."""
-    if device.type != "cuda":
-        yield from (images.to(device) for images in batches)
-        return
-    side = torch.cuda.Stream(device)
+def _sent(
+    batches: Iterable[Tensor], device: torch.device, side: torch.cuda.Stream
+) -> Iterator[Tensor]:
+    """Batches on a GPU: the next one is sent, by its own stream, while one is computed with."""
     ahead: list[tuple[Tensor, torch.cuda.Event]] = []
     for images in batches:
         with torch.cuda.stream(side):

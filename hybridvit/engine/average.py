@@ -30,6 +30,6 @@ class MovingAverage:
         values: list[Tensor] = list(objective.parameters())
         weight = 1 - self.decay if self.updates else 1.0
         torch._foreach_lerp_(averages, values, weight)
-        for kept, buffer in zip(self.module.buffers(), objective.buffers(), strict=True):
-            kept.copy_(buffer)
+        if kept := list(self.module.buffers()):  # at once: a GPU would be given one by one
+            torch._foreach_copy_(kept, list(objective.buffers()))
         self.updates += 1

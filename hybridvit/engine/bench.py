@@ -17,7 +17,7 @@ from hybridvit import build
 from hybridvit.analysis import cost
 from hybridvit.config import RunConfig
 from hybridvit.engine.device import device_name, matrix_peak, memory_used, wait_for_device
-from hybridvit.engine.fit import clip
+from hybridvit.engine.fit import clip, move, seed_step, set_rates
 from hybridvit.engine.idle import alone, check_idle
 from hybridvit.engine.run import Session
 from hybridvit.engine.runlog import RunDirectory
@@ -53,11 +53,13 @@ class Steps:
         self.session, self.config, self.fabric = session, config, session.fabric
         self.objective, self.optimizer = session.prepare()
         self.batches = session.loader.batches(0, 2**31)
-        self.step = 0
+        self.step, self.finite = 0, torch.ones((), device=self.fabric.device)
 
     def run(self, phase: Callable[[str], None]) -> None:
         """One step; `phase` is called with the name of what was just done."""
         self.step += 1
+        set_rates(self.optimizer, [g["lr"] for g in self.optimizer.param_groups])
+        seed_step(self.config.seed, self.step)
         batch = next(self.batches)
         phase("data")
         for micro in batch.split(len(batch.labels) // self.config.train.accumulate):
@@ -65,12 +67,9 @@ class Steps:
             phase("forward")
             self.fabric.backward(loss / self.config.train.accumulate)
             phase("backward")
-        clip(self.fabric, self.objective, self.optimizer, self.config.optim.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.session.objective.after_step(self.step)
-        if self.session.average is not None:
-            self.session.average.update(self.session.objective)
+        norm = clip(self.fabric, self.objective, self.optimizer, self.config.optim.clip_norm)
+        self.finite = self.finite * torch.isfinite(loss.detach()) * torch.isfinite(norm)
+        move(self.session.objective, self.optimizer, self.session.average, self.step, self.finite)
         phase("optimizer")
 
 

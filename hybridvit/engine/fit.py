@@ -90,15 +90,8 @@ def fit(
             with blamed(signals):
                 output = accumulate(fabric, wrapped, next(batches), train.accumulate)
             norm = clip(fabric, wrapped, optimizer, config.optim.clip_norm)
-            # The fused optimizer skips its step where found_inf is 1, without the host waiting
-            # for the loss; once a step was not finite, no later one counts either.
             finite = finite * torch.isfinite(output["loss"]) * torch.isfinite(norm)
-            optimizer.optimizer.found_inf = 1 - finite
-            optimizer.step()
-            optimizer.zero_grad()
-            objective.after_step(step)
-            if average is not None:
-                average.update(objective)
+            move(objective, optimizer, average, step, finite)
             progress.step = step
 
             stop = signals[:1]
@@ -126,6 +119,26 @@ def fit(
                     saved = time.perf_counter()
             if stop:
                 raise Stopped(f"stopped by {stop[0]} after step {step} of {steps}")
+
+
+def move(
+    objective: Objective,
+    optimizer: Any,
+    average: MovingAverage | None,
+    step: int,
+    finite: Tensor,
+) -> None:
+    """All that moves once the gradients are there: weights, teachers, the average.
+
+    The fused optimizer skips its step where `finite` is 0, without the host waiting for the loss;
+    once a step was not finite, no later one counts either.
+    """
+    optimizer.optimizer.found_inf = 1 - finite
+    optimizer.step()
+    optimizer.zero_grad()
+    objective.after_step(step)
+    if average is not None:
+        average.update(objective)
 
 
 def set_rates(optimizer: Any, rates: list[float]) -> None:
