@@ -56,9 +56,26 @@ def main(argv: list[str] | None = None) -> int:
         text = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         print(f"hybridvit: {text}", file=sys.stderr)
         return USER_ERROR
+    except (RuntimeError, MemoryError) as error:
+        if not _told_out_of_memory(error):
+            raise
+        return USER_ERROR
     except KeyboardInterrupt:
         print("hybridvit: stopped", file=sys.stderr)
         return EXIT_CODES["stopped"]
+
+
+def _told_out_of_memory(error: Exception) -> bool:
+    from hybridvit.engine.device import out_of_memory
+
+    if not out_of_memory(error):
+        return False
+    print(
+        "hybridvit: out of memory; set train.accumulate higher, train.grad_checkpointing=true or "
+        "train.batch_size lower (hybridvit bench CONFIG --find-batch-size tells what fits)",
+        file=sys.stderr,
+    )
+    return True
 
 
 class _Parser(argparse.ArgumentParser):

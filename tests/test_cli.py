@@ -318,6 +318,31 @@ def test_what_a_program_printed_is_not_lost(code: int) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_memory_that_is_not_there_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    huge = ["encoder.args.dim=8000000", "encoder.args.heads=1", "encoder.args.depth=1"]
+    line = refused(capsys, "train", "digits.yaml", *huge, f"out={tmp_path / 'run'}")
+    assert "out of memory; set train.accumulate higher" in line
+
+
+def test_errors_of_code_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> str:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("hybridvit.engine.describe.describe", fails)
+    with pytest.raises(RuntimeError, match="shapes"):
+        main(["describe", "digits.yaml"])
+
+
+def test_several_processes_for_one_run_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")  # as torchrun does
+    line = refused(capsys, "train", "digits.yaml", *TINY, f"out={tmp_path / 'run'}")
+    assert "WORLD_SIZE='8' asks for several processes, and a run takes one device" in line
+
+
 def test_a_full_disk_is_one_line() -> None:
     command = f"{sys.executable} -m hybridvit.cli list > /dev/full"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

@@ -23,7 +23,7 @@ import torch
 from hybridvit import build
 from hybridvit.config import RunConfig
 from hybridvit.engine.bench import Steps, both_ways, warm_up
-from hybridvit.engine.device import memory_used
+from hybridvit.engine.device import memory_used, out_of_memory
 from hybridvit.engine.idle import alone, check_idle
 
 SHARE = 0.8  # of the memory that is available, for training on a CPU
@@ -205,17 +205,6 @@ def _train(config: RunConfig, seconds: float, beside_load: bool, results: Connec
         if not out_of_memory(error):
             raise
         results.send(Trial(size, None, None))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of a GPU or of the machine is used up."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    told = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of CUDA, cuBLAS, cuDNN
-    if any(words in str(error) for words in told):
-        return True
-    cause = error.__cause__ or error.__context__
-    return cause is not None and out_of_memory(cause)
 
 
 def trial_text(trial: Trial) -> str:

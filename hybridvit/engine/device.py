@@ -37,6 +37,17 @@ def memory_used(device: torch.device) -> int:
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a GPU or of the machine is used up."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of CUDA, cuBLAS, cuDNN
+    if any(words in str(error) for words in told):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and out_of_memory(cause)
+
+
 def device_name(device: torch.device) -> str:
     """What the numbers hold for."""
     if device.type == "cuda":

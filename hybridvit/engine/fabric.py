@@ -6,6 +6,7 @@ nearly as long as all else that a run imports.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,16 @@ def make_fabric(precision: Precision) -> Fabric:
     Convolutions are computed in what a precision says: by default torch has them round float32 to
     10 bits on GPUs (TF32), and matrix products not, so that stems would differ in more than what
     they are.
+
+    Raises:
+        ValueError: a launcher has started several processes for one run.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']!r} asks for several processes, and a run takes "
+            "one device: start it without a launcher such as torchrun (the cells of a study run "
+            "side by side on several GPUs)"
+        )
     torch.backends.cudnn.allow_tf32 = False
     kind = chosen_device().type
     if precision == "fp32":
