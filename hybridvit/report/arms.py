@@ -159,6 +159,8 @@ def _paired(
 ) -> Comparison:
     seeds = tuple(sorted(a.keys() & b.keys()))
     alone = paired_difference([a[s] for s in seeds], [b[s] for s in seeds]) if seeds else None
+    if alone is not None and any(run.status == "diverged" for run in (*arm.runs, *other.runs)):
+        alone = replace(alone, low=None, high=None, verdict="diverged")
     return Comparison(kind, arm, other, metric, seeds, alone, alone)
 
 

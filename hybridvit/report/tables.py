@@ -144,6 +144,7 @@ def _counted(comparisons: Sequence[Comparison], who: str) -> str:
             ("not distinguishable", "the two are not distinguishable"),
             ("no interval", "there are too few seeds for an interval"),
             ("no spread", "there is no spread over seeds, hence no interval,"),
+            ("diverged", "a run diverged, hence no verdict,"),
         )
         if verdict in verdicts
     )
@@ -229,6 +230,8 @@ def _words(d: Difference, name: str | None) -> str:
         return f"not distinguishable at n = {d.n} ({difference} points {interval})"
     if d.verdict == "no interval":
         return f"no interval below three seeds ({difference} points, n = {d.n})"
+    if d.verdict == "diverged":
+        return f"no verdict, because a run diverged ({difference} points at the {d.n} seeds left)"
     return f"{difference} points at every one of {d.n} seeds: no spread, hence no interval"
 
 
@@ -249,6 +252,8 @@ def _training_words(d: Difference) -> str:
     why = "no interval below three seeds"
     if d.verdict == "no spread":
         why = "all seeds differ by the same amount, hence no interval"
+    if d.verdict == "diverged":
+        why = "a run diverged, and the others are what went well"
     return f"training is not shown to beat the untrained encoder: {why} ({size} points, n = {d.n})"
 
 

@@ -23,7 +23,7 @@ POWER = 0.8  # chance of showing a difference for which seeds are planned
 MAX_SEEDS = 1000  # beyond which nobody plans
 MIN_EXAMPLES = 20  # below this no bootstrap is made
 
-Verdict = Literal["better", "worse", "not distinguishable", "no interval", "no spread"]
+Verdict = Literal["better", "worse", "not distinguishable", "no interval", "no spread", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class Difference:
 
     `low` and `high` are the ends of the 95 % interval: none below three pairs ("no interval"), and
     none where all pairs differ by the same amount ("no spread"), because an interval of zero width
-    would claim a certainty that a few equal numbers do not carry. An end of exactly 0 is itself
-    outside: the verdict is "better" or "worse" if and only if not `low < 0 < high`.
+    would claim a certainty that a few equal numbers do not carry. Nor is there one where a run of
+    either side "diverged", as the caller knows: the others are what went well. An end of exactly 0
+    is itself outside: the verdict is "better" or "worse" if and only if not `low < 0 < high`.
     """
 
     mean: float
@@ -237,7 +238,7 @@ def _check(values: Sequence[float]) -> None:
         raise ValueError("no values to average; give at least one")
     for value in values:
         if not math.isfinite(value):
-            raise ValueError(f"{value} is no finite value; leave out runs that diverged")
+            raise ValueError(f"{value} is no finite value; a run that diverged has no result")
 
 
 def _is_rounding(std: float, values: Sequence[float]) -> bool:

@@ -8,7 +8,7 @@ from scipy import stats
 from hybridvit.report import find_runs, text_table
 from hybridvit.report.arms import Comparison, compare, group
 from hybridvit.report.caveats import caveats
-from hybridvit.report.tables import in_words, rows
+from hybridvit.report.tables import headline, in_words, rows
 
 PURE = [0.900, 0.909, 0.904]
 HYBRID = [0.920, 0.930, 0.925]
@@ -114,6 +114,37 @@ def test_diverged_runs_count_in_no_number(tmp_path: Path) -> None:
     assert "Run conv-supervised (seed 3," in text
     assert "diverged (loss is nan at step 30); it counts in no number." in text
     assert "Run resnet-supervised" in text
+
+
+@pytest.mark.parametrize("stem", ["linear", "conv"])
+def test_a_run_that_diverged_takes_the_verdict_away(tmp_path: Path, stem: str) -> None:
+    """Of the other seeds alone, which went well, conv would be better."""
+    write_pair(tmp_path)
+    write_run(tmp_path, "conv", seed=3, record={"status": "stopped"})
+    (before,) = compared(tmp_path)
+    assert before.difference is not None
+    assert before.difference.verdict == "better"
+    write_run(tmp_path, stem, seed=4, record={"status": "diverged", "error": "loss is nan"})
+    (comparison,) = compared(tmp_path)
+    assert comparison.difference is not None
+    assert (comparison.difference.low, comparison.difference.verdict) == (None, "diverged")
+    size = f"{100 * before.difference.mean:+.1f}"
+    words = in_words(comparison)
+    assert words.startswith("no verdict, because a run diverged (hybrid +")
+    assert size in words
+    assert headline([comparison])[0].endswith("a run diverged, hence no verdict, in 1.")
+    # It is no claim, so that others need not share their 5 % with it.
+    assert not any("comparisons are on this page" in c for c in caveats_of(tmp_path).splitlines())
+
+
+def test_training_that_diverged_is_not_shown_to_help(tmp_path: Path) -> None:
+    write_masked(tmp_path, "linear", [0.8, 0.81, 0.79], [0.5, 0.52, 0.51])
+    assert all("is better" in in_words(c) for c in compared(tmp_path))
+    write_run(tmp_path, "linear", "mae", 3, {}, record={"status": "diverged"})
+    assert {in_words(c).partition(" (")[0] for c in compared(tmp_path)} == {
+        "training is not shown to beat the untrained encoder: a run diverged, and the others are "
+        "what went well"
+    }
 
 
 def test_single_seed_has_no_spread(tmp_path: Path) -> None:
