@@ -38,7 +38,7 @@ def program() -> NoReturn:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; user mistakes end in one line and exit code 2."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(argv)
     # What libraries warn of is not for the user of a command; tests see every warning.
     warnings.filterwarnings("ignore", module=r"(torch|lightning|timm|sklearn|PIL)")
     run: Callable[[argparse.Namespace], int] = arguments.run
@@ -83,6 +83,18 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"hybridvit: {message}; see {self.prog} --help\n")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Arguments of a command; overrides may also stand behind options, where argparse alone does
+    not take them."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(r.startswith("-") for r in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -138,7 +150,12 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--retry-failed", action="store_true", help="run cells again that failed or diverged"
     )
-    study.add_argument("--seeds", type=int, metavar="N", help="so many, to extend a study")
+    study.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="so many, to extend a study (docs/statistics.md: what looking in between costs)",
+    )
     study.add_argument("--jobs", type=int, metavar="N", help="cells at once (default: as fit)")
     study.add_argument(
         "--executor", choices=("local", "slurm", "ray"), default="local", help="where cells run"
@@ -237,10 +254,21 @@ def _study(arguments: argparse.Namespace) -> int:
     if not folders:  # all failed, or only tuning runs were asked for
         return 1 if failed else 0
     runs = find_runs(folders)
+    _keep_look(out, {run.seed for run in runs if run.kind == "train" and run.is_complete})
     page = write_report(runs, out, title=study.title, question=study.question, longer=study.longer)
     print(text_table(runs, longer=study.longer))
     print(f"\nreport: {page}")
     return 1 if failed else 0
+
+
+def _keep_look(out: Path, seeds: set[int]) -> None:
+    """Note in the plan that a page of so many seeds is made: another look at more is said there."""
+    from hybridvit.studies.plan_file import looks, update_plan
+    from hybridvit.studies.statistics import MIN_SEEDS
+
+    before = looks(out)
+    if len(seeds) >= MIN_SEEDS and len(seeds) not in before:
+        update_plan(out, looks=[*before, len(seeds)])
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -37,6 +37,8 @@ BAD_ARGUMENTS: list[tuple[list[str], str]] = [
     (["train"], "required: config"),
     (["list", "stem"], "no list of 'stem', did you mean 'stems'?"),
     (["list", "--plugin", "nothing"], "'nothing' is not installed"),
+    (["list", "stems", "train.epochs=3"], "unrecognized arguments: train.epochs=3"),
+    (["bench", "digits.yaml", "--secnds", "3", "seed=1"], "unrecognized arguments: --secnds 3"),
     (["train", "no_such.yaml"], "no config file 'no_such.yaml'"),
     (["train", "digits"], "did you mean 'digits.yaml'?"),
     (["study", "no_such.yaml"], "no study file 'no_such.yaml'"),
@@ -278,6 +280,23 @@ def test_train_report_and_train_again(
     assert main(["report", "runs"]) == 0
     assert "report: report/report.html" in capsys.readouterr().out
     assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_a_study_says_after_how_many_seeds_it_was_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From three on, below which there are no verdicts; the same page again is no other look."""
+    monkeypatch.chdir(tmp_path)
+    arms = "{linear: {}, two: {stem: {args: {patch: 4}}}}"
+    text = f"title: T\nquestion: Q?\nconfig: digits.yaml\naxes: {{stem: {arms}}}\nseeds: [0]\n"
+    Path("study.yaml").write_text(text)
+    said = []
+    for seeds in ("1", "3", "3", "4"):
+        assert main(["study", "study.yaml", "--out", "out", "--seeds", seeds, *TINY]) == 0
+        assert "report: out/report.html" in capsys.readouterr().out
+        page = Path("out/report.md").read_text()
+        said.append("Pages of this study were made with 3, then 4 seeds" in page)
+    assert said == [False, False, False, True]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

@@ -12,37 +12,33 @@ from hybridvit.report import tuning
 from hybridvit.report.arms import Arm, Comparison, data_of
 from hybridvit.report.leakage import leaked
 from hybridvit.report.runs import Run
+from hybridvit.report.study import Plan
 from hybridvit.report.tables import Row, rows
-from hybridvit.studies.choices import Choice
 from hybridvit.studies.statistics import MIN_SEEDS, detectable
 
 NAMED = 6  # of many
+NO_PLAN = Plan()
 
 
 def caveats(
     arms: Sequence[Arm],
     comparisons: Sequence[Comparison],
-    planned: Sequence[str] = (),
-    choices: Sequence[Choice] = (),
+    plan: Plan = NO_PLAN,
 ) -> list[str]:
-    """All that holds, the gravest first, each once.
-
-    Args:
-        planned: names of the folders of the runs that there should be.
-        choices: what arms chose on validation.
-    """
+    """All that holds, the gravest first, each once."""
     found = [
         *_leaking(arms),
         *_unfinished(arms),
-        *_absent(arms, planned),
+        *_absent(arms, plan.cells),
         *_unpaired_seeds(comparisons),
         *_uneven(comparisons),
         *_unequal_costs(comparisons),
-        *tuning.warnings(choices),
+        *tuning.warnings(plan.tuning),
         *_environments(arms, comparisons),
         *_too_few(arms),
         *_below_pixels(arms),
         *_many_claims(comparisons),
+        *_looks(plan.looks),
         *_seeds(arms),
         *_shared_starts(arms),
         *_splits(arms),
@@ -220,6 +216,15 @@ def _many_claims(comparisons: Sequence[Comparison]) -> Iterable[str]:
             "at most 5 % of such pages hold any false claim, and in 95 % all intervals hold. "
             "Comparisons that were looked at elsewhere, crossovers and the bars of single arms "
             "are not counted in."
+        )
+
+
+def _looks(looks: Sequence[int]) -> Iterable[str]:
+    if len(looks) > 1:
+        yield (
+            f"Pages of this study were made with {', then '.join(map(str, looks))} seeds. Verdicts "
+            "hold in 95 % of studies whose number of seeds does not depend on what a page said: "
+            "adding seeds until one appears makes false claims more often (docs/statistics.md)."
         )
 
 

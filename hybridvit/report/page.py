@@ -76,7 +76,7 @@ class Report:
 
     @cached_property
     def caveats(self) -> list[str]:
-        return caveats(self.arms, self._comparisons, self.plan.cells, self.plan.tuning)
+        return caveats(self.arms, self._comparisons, self.plan)
 
     @cached_property
     def plan(self) -> Plan:

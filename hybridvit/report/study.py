@@ -34,6 +34,7 @@ class Plan:
     cells: tuple[str, ...] = ()  # names of the folders of its runs
     tuning: tuple[Choice, ...] = ()  # what arms chose on validation
     baseline: dict[str, str] = field(default_factory=dict)  # the axes and values to compare with
+    looks: tuple[int, ...] = ()  # after how many seeds a page was made
 
 
 def find_study(path: Path) -> Study | None:
@@ -70,7 +71,7 @@ def read_plan(runs: Sequence[Run]) -> Plan:
 def _plan(folder: Path) -> Plan:
     content = _content(folder)
     match, smallest = content.get("match"), number(content.get("smallest_difference"))
-    cells = content.get("cells")
+    cells, looks = content.get("cells"), content.get("looks")
     listed = cells if isinstance(cells, list) else []
     names = [c.get("name") for c in listed if isinstance(c, dict) and c.get("kind") in REPORTED]
     return Plan(
@@ -80,6 +81,7 @@ def _plan(folder: Path) -> Plan:
         tuple(Path(name).name for name in names if isinstance(name, str)),
         tuple(from_plain(content.get("tuning"))),
         _texts(content.get("baseline")),
+        tuple(n for n in looks if isinstance(n, int)) if isinstance(looks, list) else (),
     )
 
 

@@ -1,4 +1,5 @@
-"""plan.json, beside a study's cells: what was planned, measured and chosen. Replaced whole."""
+"""plan.json, beside a study's cells: what was planned, measured, chosen and looked at. Replaced
+whole."""
 
 from __future__ import annotations
 
@@ -16,6 +17,12 @@ def write_plan(out: Path, content: dict[str, Any]) -> None:
     temporary = out / f".{PLAN}.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(content, indent=1))
     os.replace(temporary, out / PLAN)
+
+
+def looks(out: Path) -> list[int]:
+    """After how many seeds a page with verdicts was made, in order."""
+    kept = (read_json(out / PLAN) or {}).get("looks")
+    return kept if isinstance(kept, list) else []
 
 
 def update_plan(out: Path, **changed: Any) -> None:

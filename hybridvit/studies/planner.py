@@ -18,7 +18,7 @@ from hybridvit.studies.matching import (
     match,
     with_arms,
 )
-from hybridvit.studies.plan_file import write_plan
+from hybridvit.studies.plan_file import looks, write_plan
 from hybridvit.studies.timing import timed
 from hybridvit.studies.tuning import check_validation, kept_choices, planned
 
@@ -78,6 +78,7 @@ def _write(study: Study, arms: Sequence[Arm], kept: dict[str, Facts], out: Path)
         "baseline": study.baseline,
         "arms": budgets,
         **planned(study, kept_choices(study, out)),
+        "looks": looks(out),
         "measured": {key: dataclasses.asdict(facts) for key, facts in kept.items()},
     }
     write_plan(out, content)

@@ -124,7 +124,14 @@ def test_plans_are_read_with_care(tmp_path: Path) -> None:
     many = json.dumps({"schema": 1, "baseline": {"stem": "linear"}, "more": ["x" * 99] * 20_000})
     path.write_text(many)  # of hundreds of arms: two megabytes
     assert read_plan(runs) == Plan(baseline={"stem": "linear"})
+    path.write_text('{"schema": 1, "looks": [3, "x", 5]}')
+    assert read_plan(runs) == Plan(looks=(3, 5))
+    text = write_report(runs, tmp_path / "out", title="t").read_text("utf-8")
+    assert "Pages of this study were made with 3, then 5 seeds." in text
+    path.write_text('{"schema": 1, "looks": [5]}')
+    assert "Pages of this study" not in write_report(runs, tmp_path / "out", title="t").read_text()
     for bad in (
+        '{"schema": 1, "looks": "3"}',
         '{"schema": 1, "smallest_difference": -1, "match": [1], "baseline": "stem"}',
         "[",
         "{}",

@@ -128,6 +128,19 @@ def test_the_docs_have_what_the_simulation_says() -> None:
         assert float(coverage) == pytest.approx(100 * o.coverage, abs=4 * error)
 
 
+@pytest.mark.parametrize(("looks", "documented"), [((3, 4, 5), 10), ((3, 5, 10), 12)])
+def test_looking_until_there_is_a_verdict(looks: tuple[int, ...], documented: float) -> None:
+    """As scipy's t test has it, and as the docs say."""
+    x = np.random.default_rng(1).normal(size=(100_000, max(looks)))
+    claimed = [stats.ttest_1samp(x[:, :n], 0, axis=1).pvalue < 0.05 for n in looks]
+    expected = np.any(claimed, axis=0).mean()
+    assert 100 * expected == pytest.approx(documented, abs=0.5)
+    found = module.after_looks(looks, 4000)
+    assert found == pytest.approx(expected, abs=4 * monte_carlo_error(expected, 4000))
+    text = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text()
+    assert f"{', '.join(map(str, looks[:-1]))} and {looks[-1]}" in " ".join(text.split())
+
+
 def test_table_and_command() -> None:
     lines = list(table(3))
     assert len(lines) == 2 + len(NOISES) * 9
