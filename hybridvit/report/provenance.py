@@ -63,6 +63,15 @@ def command_notes(runs: Sequence[Run]) -> list[str]:
             "Runs that start from another one (init) name its folder as seen from where they were "
             "started: run those there."
         )
+    if any(":" in name for run in runs for name in run.section("plugins")):
+        notes.append(
+            "Plug-ins named module:function are imported from the folder that a command is started "
+            "from: add the one that holds them to PYTHONPATH."
+        )
+    if any(run.section("data").get("name") != "digits" for run in runs):
+        notes.append(
+            "Data are looked for in $HYBRIDVIT_DATA unless the config names their root: set it."
+        )
     if any(run.kind == "pixels" for run in runs):
         notes.append("Raw pixels are run by hybridvit study, on the study's file.")
     return notes

@@ -182,6 +182,18 @@ def test_commands_say_where_they_run(tmp_path: Path) -> None:
     pixels = read_run(write_run(tmp_path, record={"kind": "pixels"}))
     assert [len(command_notes([run])) for run in (plain, started, pixels)] == [1, 2, 2]
     assert "(init)" in command_notes([plain, started])[1]
+    from_here = read_run(
+        write_run(
+            tmp_path / "mine",
+            record={
+                "plugins": {"mine:register": "1", "installed": "2"},
+                "data": {"name": "cifar10"},
+            },
+        )
+    )
+    for note in ("add the one that holds them to PYTHONPATH", "in $HYBRIDVIT_DATA"):
+        assert note in " ".join(command_notes([plain, from_here]))
+        assert note not in " ".join(command_notes([plain]))
 
 
 def test_what_differs_and_that_nothing_else_does(tmp_path: Path) -> None:
