@@ -5,7 +5,8 @@ Evaluation, pictures and measurements call the objective itself, which stays as 
 Compiled code is kept in `compiled/` of the cache folder ($HYBRIDVIT_CACHE, else
 ~/.cache/hybridvit), by torch under keys of its content: a resumed run, another seed's cell and
 another study all start from it. It is not kept in run directories: these may come from strangers,
-and reading it runs code.
+and reading it runs code. For that reason the folder is the user's alone; where it is another's, as in a
+cache that is shared, torch keeps code in its own place.
 """
 
 from __future__ import annotations
@@ -94,18 +95,23 @@ def compiler() -> str | None:
 
 
 def keep_compiled() -> None:
-    """Have torch keep what it compiles in the cache folder, unless the user chose another."""
+    """Have torch keep what it compiles in the cache folder, unless the user chose another or the
+    folder is not the user's own."""
     # Those of a graph depend on their arguments alone; torch asks, and would trace them anew.
     functorch.autograd_cache_allow_custom_autograd_functions = True
     folder, chosen = cache.folder(), os.environ.get(CACHE)
     # Torch itself sets the variable when it is imported, to a folder of temporary files.
     if folder is None or (chosen and Path(chosen).parent != Path(tempfile.gettempdir())):
         return
+    compiled = folder / "compiled"
     try:
-        (folder / "compiled").mkdir(parents=True, exist_ok=True)
+        compiled.mkdir(parents=True, exist_ok=True)
+        if compiled.stat().st_uid != os.getuid():
+            return
+        compiled.chmod(0o700)
     except OSError:  # torch's own will do
         return
-    os.environ[CACHE] = str(folder / "compiled")
+    os.environ[CACHE] = str(compiled)
 
 
 class WithBlocks(nn.Module):

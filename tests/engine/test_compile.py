@@ -303,6 +303,23 @@ def test_compiled_code_is_kept_where_decoded_images_are(
     assert module.CACHE not in os.environ
 
 
+def test_compiled_code_is_not_shared_with_other_users(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading it runs it."""
+    monkeypatch.delenv(module.CACHE, raising=False)
+    (cache_folder / "compiled").mkdir(mode=0o777)
+    (cache_folder / "compiled").chmod(0o777)
+    me = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: me + 1)
+    module.keep_compiled()
+    assert module.CACHE not in os.environ
+    monkeypatch.setattr(os, "getuid", lambda: me)
+    module.keep_compiled()
+    assert os.environ[module.CACHE] == str(cache_folder / "compiled")
+    assert (cache_folder / "compiled").stat().st_mode & 0o777 == 0o700
+
+
 def test_linear_layers_are_found_again_wherever_the_user_keeps_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
