@@ -5,7 +5,7 @@ Evaluation, pictures and measurements call the objective itself, which stays as 
 Compiled code is kept in `compiled/` of the cache folder ($HYBRIDVIT_CACHE, else
 ~/.cache/hybridvit), by torch under keys of its content: a resumed run, another seed's cell and
 another study all start from it. It is not kept in run directories: these may come from strangers,
-and reading it runs code. For that reason the folder is the user's alone; where it is another's, as in a
+and reading it runs code. So the folder is the user's alone; where it is another's, as in a
 cache that is shared, torch keeps code in its own place.
 """
 

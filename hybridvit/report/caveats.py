@@ -41,6 +41,7 @@ def caveats(
         *_looks(plan.looks),
         *_seeds(arms),
         *_shared_starts(arms),
+        *_teachers(arms),
         *_splits(arms),
         *_notes(arms),
     ]
@@ -252,12 +253,21 @@ def _shared_starts(arms: Sequence[Arm]) -> Iterable[str]:
 
 def _start(run: Run) -> str | None:
     """The weights that a run starts from, if its seed does not make them."""
-    init, stem = run.config.get("init"), run.config.get("stem")
+    init = run.config.get("init")
     if isinstance(init, str):
         return PurePath(init).name
-    args = stem.get("args") if isinstance(stem, dict) else None
-    pretrained = isinstance(args, dict) and args.get("pretrained") is True
+    pretrained = run.settings("stem", "args").get("pretrained") is True
     return "a pretrained stem" if pretrained else None
+
+
+def _teachers(arms: Sequence[Arm]) -> Iterable[str]:
+    for arm in arms:
+        args = arm.first.settings("objective", "args", "target_args")
+        if args.get("pretrained") is True and args.get("teacher") not in (None, "ema"):
+            yield (
+                f"{arm.label} predicts what a pretrained network computes ({args['teacher']}): the "
+                "images, and perhaps labels, which that was trained on are behind its result, too."
+            )
 
 
 def _splits(arms: Sequence[Arm]) -> Iterable[str]:

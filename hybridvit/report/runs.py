@@ -129,10 +129,17 @@ class Run:
 
     def section(self, *keys: str) -> dict[str, Any]:
         """A nested mapping of run.json; empty where it is missing or no mapping."""
-        node: Any = self.record
-        for key in keys:
-            node = node.get(key) if isinstance(node, dict) else None
-        return node if isinstance(node, dict) else {}
+        return _mapping(self.record, keys)
+
+    def settings(self, *keys: str) -> dict[str, Any]:
+        """A nested mapping of config.yaml, likewise."""
+        return _mapping(self.config, keys)
+
+
+def _mapping(node: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}
 
 
 def part_name(config: dict[str, Any], part: str) -> str:

@@ -50,3 +50,18 @@ def test_seeds_that_share_their_start_are_told(tmp_path: Path) -> None:
 def test_one_seed_shares_nothing(tmp_path: Path) -> None:
     write_run(tmp_path, results={"test/accuracy": 0.5}, config={"init": "runs/a-01234567"})
     assert "start from the same weights" not in told(tmp_path)
+
+
+def test_what_a_pretrained_teacher_has_seen_is_told(tmp_path: Path) -> None:
+    def write(stem: str, target: dict[str, object]) -> None:
+        args = {"target": "features", "target_args": target}
+        objective = {"objective": {"name": "masked_patch", "args": args}}
+        write_run(tmp_path, stem, "masked_patch", results={"test/knn": 0.5}, config=objective)
+
+    write("linear", {"teacher": "ema", "pretrained": True})
+    write("conv", {"teacher": "vit_small_patch16_224", "pretrained": False})
+    assert "predicts what a pretrained" not in told(tmp_path)
+    write("resnet", {"teacher": "vit_small_patch16_224", "pretrained": True})
+    assert (
+        "resnet / masked_patch predicts what a pretrained network computes (vit_small_patch16_224)"
+    ) in told(tmp_path)
