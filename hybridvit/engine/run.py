@@ -38,7 +38,14 @@ from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_
 from hybridvit.engine.init import start_from
 from hybridvit.engine.optim import make_optimizer
 from hybridvit.engine.pictures import write_rows
-from hybridvit.engine.runlog import RunDirectory, check_same_data, check_same_run, new_record
+from hybridvit.engine.runlog import (
+    RunDirectory,
+    check_same_data,
+    check_same_run,
+    cores,
+    earlier,
+    new_record,
+)
 from hybridvit.engine.signals import terminable
 from hybridvit.evaluation import probes
 from hybridvit.evaluation.accuracy import accuracy
@@ -86,12 +93,14 @@ def train(
         if before and before["status"] == "complete":
             _check_images(directory, before, config, parts)
             return Outcome(directory.path, "complete", f"{directory.path} is already complete")
-        if config.train.threads is not None:
-            torch.set_num_threads(config.train.threads)
+        goes_on = checkpoint.latest(directory.checkpoints) is not None
+        _set_threads(config.train.threads, before if goes_on else None)
         session = Session(config, parts, directory, show)
         record = new_record(
             "tune" if tunes else "train", name, config_hash(config), config.seed, plugins
         )
+        if before and goes_on:
+            record["earlier"] = earlier(before)
         record["arm"] = arm or {}
         record["data"] = describe_data(
             session.dataset, len(session.train_split), len(session.val_split), tests=not tunes
@@ -363,6 +372,16 @@ class Session:
 
     def _close(self, record: dict[str, Any], status: str, error: str | None) -> None:
         self.directory.write_record({**record, "status": status, "error": error})
+
+
+def _set_threads(wanted: int | None, before: dict[str, Any] | None) -> None:
+    """As many as the config says; else, as sums follow their number, as many as a run that goes on
+    began with, where there are cores for them."""
+    if wanted is None and before is not None:
+        began = before.get("hardware", {}).get("threads")
+        wanted = began if isinstance(began, int) and began <= cores() else None
+    if wanted is not None:
+        torch.set_num_threads(wanted)
 
 
 def _check_images(

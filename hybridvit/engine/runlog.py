@@ -196,6 +196,12 @@ def new_record(
     }
 
 
+def earlier(before: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the processes were made of that trained a run so far, the first one first."""
+    kept = ("started", "code", "python", "packages", "hardware", "plugins", "data")
+    return [*before.get("earlier", []), {key: before.get(key) for key in kept}]
+
+
 def environment() -> dict[str, Any]:
     """Code, package versions and hardware of this process, for run.json."""
     cuda = torch.cuda.is_available()

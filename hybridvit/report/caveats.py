@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -35,6 +36,7 @@ def caveats(
         *_unequal_costs(comparisons),
         *tuning.warnings(plan.tuning),
         *_environments(arms, comparisons),
+        *_continued(arms),
         *_too_few(arms),
         *_below_pixels(arms),
         *_many_claims(comparisons),
@@ -61,6 +63,7 @@ def environment(run: Run) -> dict[str, str]:
         "GPU": hardware.get("gpu"),
         "data fingerprint": run.section("data").get("fingerprint"),
         "fingerprint of the test images": run.section("data").get("test_fingerprint"),
+        "decoder": run.section("data").get("decoder"),
         **run.section("packages"),
         **{f"plug-in {name}": version for name, version in run.section("plugins").items()},
     }
@@ -180,6 +183,19 @@ def _environments(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> Ite
     if dirty:
         were = "One run was" if len(dirty) == 1 else f"{len(dirty)} runs were"
         yield f"{were} made with uncommitted changes, so the commit does not tell the code."
+
+
+def _continued(arms: Sequence[Arm]) -> Iterable[str]:
+    """Runs that stopped and went on as something else: run.json's own lines tell of the end."""
+    for run in (r for arm in arms for r in arm.runs if r.is_complete):
+        parts = run.record.get("earlier")
+        before = [x for x in parts if isinstance(x, dict)] if isinstance(parts, list) else []
+        found = [environment(replace(run, record=x)) for x in before] + [environment(run)]
+        changed = [k for k in found[-1] if len({env.get(k, "none") for env in found}) > 1]
+        if changed:
+            ways = {k: dict.fromkeys(env.get(k, "none")[:40] for env in found) for k in changed}
+            shown = "; ".join(f"{k}: {', then '.join(way)}" for k, way in [*ways.items()][:NAMED])
+            yield f"Run {run.name} (seed {run.seed}, {run.hash}) changed on its way ({shown})."
 
 
 def _too_few(arms: Sequence[Arm]) -> Iterable[str]:

@@ -27,7 +27,7 @@ from hybridvit.engine import checkpoint
 from hybridvit.engine import fit as fit_module
 from hybridvit.engine.fit import seed_step
 from hybridvit.engine.run import Session, train
-from hybridvit.engine.runlog import RunDirectory, check_same_run
+from hybridvit.engine.runlog import RunDirectory, check_same_run, cores
 
 SMALL = [
     "encoder.args.dim=16",
@@ -463,3 +463,44 @@ def test_a_run_does_not_go_on_with_other_code_of_a_plugin(
     given = pytest.raises(ValueError, match=r"mine:register' \(1, code a, now 1, code b\)")
     with given if refused else nullcontext():
         check_same_run(directory, before, "01234567", {"mine:register": "1, code b"})
+
+
+def test_a_run_that_goes_on_keeps_what_it_was_and_its_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, out, threads = load("train.epochs=1"), tmp_path / "run", torch.get_num_threads()
+    original = fit_module.seed_step
+
+    def interrupt(seed: int, step: int) -> None:
+        if step in (5, 12):
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(seed, step)
+
+    monkeypatch.setattr(fit_module, "seed_step", interrupt)
+    try:
+        torch.set_num_threads(2)
+        assert train(settings, name="a", out=out, show=False).status == "stopped"
+        record = read(out, "run.json")
+        record["code"]["commit"] = "aaaa"
+        (out / "run.json").write_text(json.dumps(record))
+        torch.set_num_threads(1)
+        assert train(settings, name="a", out=out, show=False).status == "stopped"
+        assert torch.get_num_threads() == min(2, cores())
+        monkeypatch.setattr(fit_module, "seed_step", original)
+        assert train(settings, name="a", out=out, show=False).status == "complete"
+    finally:
+        torch.set_num_threads(threads)
+    record = read(out, "run.json")
+    assert [x["code"]["commit"] == "aaaa" for x in record["earlier"]] == [True, False]
+    assert record["earlier"][1]["code"] == record["code"]
+    assert record["earlier"][0]["started"] <= record["earlier"][1]["started"] <= record["started"]
+    assert "earlier" not in record["earlier"][1]
+
+
+def test_a_run_that_saved_nothing_begins_anew(tmp_path: Path) -> None:
+    settings, out = load("train.epochs=1"), tmp_path / "run"
+    out.mkdir()
+    before = {"hash": config.config_hash(build.resolve(settings, build.make_parts([])[0]))}
+    (out / "run.json").write_text(json.dumps({**before, "status": "failed"}))
+    train(settings, name="a", out=out, show=False)
+    assert "earlier" not in read(out, "run.json")

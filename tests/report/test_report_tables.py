@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -385,3 +386,26 @@ def test_text_table_fits_a_terminal(tmp_path: Path) -> None:
 def test_no_runs() -> None:
     with pytest.raises(ValueError, match="no runs to report on"):
         text_table([])
+
+
+def test_runs_that_changed_on_their_way_are_told(tmp_path: Path) -> None:
+    """run.json's own lines are of the last of the processes that carried it on."""
+    path = write_run(tmp_path, seed=1) / "run.json"
+    now = json.loads(path.read_text())
+    first = {
+        **now,
+        "code": {**now["code"], "commit": "aaa"},
+        "packages": {**now["packages"], "torch": "2.11"},
+    }
+
+    def told(earlier: object) -> list[str]:
+        path.write_text(json.dumps({**now, "earlier": earlier}))
+        return [c for c in caveats_of(tmp_path).splitlines() if "changed on its way" in c]
+
+    assert told([now, now]) == []
+    (line,) = told([first, now])
+    commit, torch = now["code"]["commit"], now["packages"]["torch"]
+    assert line.startswith("Run linear-supervised (seed 1, ")
+    assert f"changed on its way (commit: aaa, then {commit}; torch: 2.11, then {torch})." in line
+    for bad in ("x", ["x", None], [{"code": 3, "packages": ["torch"]}]):
+        told(bad)  # whatever a stranger wrote there
