@@ -10,11 +10,9 @@ from torch import Tensor
 from hybridvit.contracts import Objective
 from hybridvit.encoder.model import HybridViT
 from hybridvit.encoder.positions import moved
-from hybridvit.engine import checkpoint
-from hybridvit.engine.runlog import RunDirectory
+from hybridvit.engine.load import read_run
 
 PARTS = ("stem.", "encoder.")
-OF_EMA = "ema of "
 
 
 def start_from(objective: Objective, run: Path) -> dict[str, Any]:
@@ -28,15 +26,11 @@ def start_from(objective: Objective, run: Path) -> dict[str, Any]:
     Raises:
         ValueError: no finished run, or one whose stem or encoder has other tensors.
     """
-    record = RunDirectory(run).read_record() if run.is_dir() else None
-    path = checkpoint.latest(run / "checkpoints")
-    if record is None or record.get("status") != "complete" or path is None:
-        raise ValueError(f"init={str(run)!r} is no finished run with a checkpoint; train it first")
-    network = str(record["network"])
-    manifest = checkpoint.read_manifest(path)
-    file = checkpoint.EMA if network.startswith(OF_EMA) else checkpoint.WEIGHTS
-    weights = checkpoint.read_weights(path, file)
-    prefix = f"{network.removeprefix(OF_EMA)}."
+    try:
+        saved = read_run(run)
+    except ValueError as error:
+        raise ValueError(f"init={error}") from None
+    record, weights, prefix = saved.record, saved.weights, f"{saved.name}."
     inner = tuple(prefix + part for part in PARTS)
     found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(inner)}
     model = objective.model
@@ -48,8 +42,8 @@ def start_from(objective: Objective, run: Path) -> dict[str, Any]:
     return {
         "run": record["hash"],
         "name": record["name"],
-        "network": network,
-        "sha256": manifest["sha256"][file],
+        "network": record["network"],
+        "sha256": saved.sha256,
         "loaded": len(fitted),
         "interpolated": interpolated,
         "left": sorted({_part(k, prefix) for k in weights if not k.startswith(inner)}),

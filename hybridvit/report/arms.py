@@ -17,8 +17,7 @@ from hybridvit.studies.statistics import Difference, paired_difference, together
 
 Kind = Literal["stem", "baseline", "training"]
 
-# What a study may change to match the cost of two arms; see `_stem_pairs`.
-BUDGET = ("train.epochs", "train.steps", "train.images")
+BUDGET = "train.epochs"  # which a study may set to match the cost of arms; see `_stem_pairs`
 MAX_LABEL_KEYS = 4
 PIXEL_METRICS = ("logistic_regression", "knn")
 PROBES = ("linear", "knn")
@@ -196,7 +195,7 @@ def _stem_pairs(arms: Sequence[Arm], tuned: tuple[str, ...]) -> list[tuple[Arm, 
     rest = [arm for arm in arms if id(arm) not in paired]
     return pairs + [
         (hybrid, pure)
-        for hybrid, pure in _pairs_by(rest, leave_out=("stem", "init", *BUDGET, *tuned))
+        for hybrid, pure in _pairs_by(rest, leave_out=("stem", "init", BUDGET, *tuned))
         if hybrid.first.path.parent == pure.first.path.parent
         and _differing_axes(hybrid.first, pure.first) <= 1
     ]

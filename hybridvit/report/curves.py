@@ -40,7 +40,7 @@ def curves(arms: Sequence[Arm]) -> Iterable[Plot]:
                 note="Dotted: always guessing the most frequent target.",
                 scale=100,
             )
-    for metric in ("val/accuracy", "val/linear", "val/knn"):
+    for metric in ("val/accuracy", "val/knn"):
         yield _curve(arms, trained, metric, title=f"Validation: {metric}", scale=100)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 
 from hybridvit import build
 from hybridvit.config import RunConfig
+from hybridvit.engine.device import memory_used
 from hybridvit.engine.fit import Diverged
 from hybridvit.engine.runlog import RunDirectory, environment
 from hybridvit.studies.executors import Executor, Job
@@ -94,7 +94,7 @@ def time_steps(config: RunConfig, warmup: int, steps: int, out: Path) -> None:
 
 
 def _peak_memory() -> int:
-    """Bytes that the process has taken at most, on the GPU where there is one."""
+    """Bytes that the process has taken at most: of a GPU what torch keeps from other cells."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return memory_used(torch.device("cpu"))
