@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hybridvit.config import RunConfig
     from hybridvit.engine.batch_size import Trial
     from hybridvit.registry import Registry
+    from hybridvit.report.runs import Run
 
 USER_ERROR = 2
 EXIT_CODES = {"complete": 0, "diverged": 1, "stopped": 130}
@@ -254,21 +255,23 @@ def _study(arguments: argparse.Namespace) -> int:
     if not folders:  # all failed, or only tuning runs were asked for
         return 1 if failed else 0
     runs = find_runs(folders)
-    _keep_look(out, {run.seed for run in runs if run.kind == "train" and run.is_complete})
+    _keep_look(out, runs)
     page = write_report(runs, out, title=study.title, question=study.question, longer=study.longer)
     print(text_table(runs, longer=study.longer))
     print(f"\nreport: {page}")
     return 1 if failed else 0
 
 
-def _keep_look(out: Path, seeds: set[int]) -> None:
-    """Note in the plan that a page of so many seeds is made: another look at more is said there."""
+def _keep_look(folder: Path, runs: Sequence[Run]) -> None:
+    """Note in a study's plan that a page of so many seeds is made: that of more will say so."""
     from hybridvit.studies.plan_file import looks, update_plan
     from hybridvit.studies.statistics import MIN_SEEDS
 
-    before = looks(out)
+    before = looks(folder)
+    seeds = {run.seed for run in runs if run.kind == "train" and run.is_complete}
     if len(seeds) >= MIN_SEEDS and len(seeds) not in before:
-        update_plan(out, looks=[*before, len(seeds)])
+        with contextlib.suppress(OSError):  # of a study that one may only read
+            update_plan(folder, looks=[*before, len(seeds)])
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -303,6 +306,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
     study = find_study(arguments.runs[0]) if len(arguments.runs) == 1 else None
     runs = find_runs(study.runs if study else arguments.runs)
+    if study:
+        _keep_look(study.folder, runs)
     out = arguments.out or (study.folder if study else Path("report"))
     title = arguments.title or (study and study.title) or "Pure and hybrid vision transformers"
     question, longer = (study.question, study.longer) if study else (None, None)

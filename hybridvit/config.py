@@ -244,8 +244,8 @@ def compose(path: Path, trail: tuple[Path, ...] = ()) -> DictConfig:
             raise ValueError(
                 f"{path.name}: extends {base!r}, which is neither in {path.parent} nor shipped"
             )
-        merged = overlay(merged, compose(found[0], (*trail, path)))
-    return overlay(merged, OmegaConf.create(own))
+        merged = _laid_over(merged, compose(found[0], (*trail, path)))
+    return _laid_over(merged, OmegaConf.create(own))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -333,9 +333,9 @@ def check_references(content: Any) -> None:
     """
     references = 0
     for text in _strings(content):
-        rest, found = ALLOWED.subn("\0", text)
+        rest, found = text, 1
         while found:  # from the inside: one may stand in another's default
-            references += found
+            references += sum(not m[1].startswith("oc.env:") for m in ALLOWED.finditer(rest))
             rest, found = ALLOWED.subn("\0", rest)
         if "${" in rest:
             raise ValueError(
@@ -345,8 +345,8 @@ def check_references(content: Any) -> None:
             )
     if references > MAX_REFERENCES:
         raise ValueError(
-            f"config: {references} values in ${{...}}, over {MAX_REFERENCES}; write some of "
-            "them out"
+            f"config: {references} references to other keys, over {MAX_REFERENCES}; write some "
+            "of them out"
         )
 
 
@@ -395,6 +395,12 @@ def config_hash(config: RunConfig) -> str:
     content["data"]["args"].pop("download", None)
     text = json.dumps([RESULTS_VERSION, content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _laid_over(base: DictConfig, top: DictConfig) -> DictConfig:
+    """Of files, which together may hold more references than each by itself."""
+    check_references([OmegaConf.to_container(each, resolve=False) for each in (base, top)])
+    return overlay(base, top)
 
 
 def _bind(schema: Any, values: Any, path: str) -> Any:

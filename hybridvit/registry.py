@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+CODE = ", code "  # between a plug-in's version and the digest of its code
 
 
 @dataclass
@@ -190,7 +191,7 @@ def _from_path(name: str) -> tuple[Callable[[Parts], None], str]:
     if not hasattr(module, function):
         raise ValueError(f"plug-in {name!r}: module {module_name!r} has no {function!r}")
     version = str(getattr(module, "__version__", "unversioned"))
-    return getattr(module, function), f"{version}, code {_digest(module_name)}"
+    return getattr(module, function), version + _code(_outermost(module_name))
 
 
 def _from_entry_point(name: str) -> tuple[Callable[[Parts], None], str]:
@@ -202,21 +203,35 @@ def _from_entry_point(name: str) -> tuple[Callable[[Parts], None], str]:
         )
     register, dist = found[name].load(), found[name].dist
     version = dist.version if dist else "unversioned"
-    return register, f"{version}, code {_digest(found[name].module)}"
+    return register, version + _code(_outermost(found[name].module))
 
 
-def _digest(module_name: str) -> str:
-    """Eight hex digits of the SHA-256 of an imported module's file, or of all Python files of the
-    package that it is in."""
-    top = sys.modules[module_name.partition(".")[0]]
-    folders = [Path(folder) for folder in getattr(top, "__path__", [])]
-    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
-    if not folders and top.__file__ is not None:
-        files = [Path(top.__file__)]
+@functools.cache  # what runs is what was imported, whatever becomes of its file
+def _code(module: types.ModuleType) -> str:
+    """`, code ` and eight hex digits of the SHA-256 of a module's file, or of all Python files of a
+    package; nothing where there are no files to read, as in a notebook."""
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return ""
+    files, folder = [Path(file)], Path(file).parent
+    if hasattr(module, "__path__"):
+        found = (path.relative_to(folder) for path in folder.rglob("*.py"))
+        shown = [p for p in found if not any(part.startswith(".") for part in p.parts)]
+        files = [folder / path for path in sorted(shown) if (folder / path).is_file()]
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:8]
+    try:
+        for path in files:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    except OSError:  # inside an archive
+        return ""
+    return f"{CODE}{digest.hexdigest()[:8]}" if files else ""
+
+
+def _outermost(module_name: str) -> types.ModuleType:
+    """The module, or the first package above it that is no mere namespace."""
+    names = module_name.split(".")
+    above = [sys.modules[".".join(names[: n + 1])] for n in range(len(names))]
+    return next((m for m in above if getattr(m, "__file__", None)), above[-1])
 
 
 def _unwrap(factory: Callable[..., Any]) -> Any:

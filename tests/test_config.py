@@ -79,10 +79,26 @@ def test_a_reference_to_nothing_is_said(tmp_path: Path, text: str) -> None:
 
 def test_references_that_double_line_by_line_are_refused_at_once(tmp_path: Path) -> None:
     """Also where a part's name, which is asked for while files are joined, is one."""
-    lines = ["stem: {name: '${x0}'}"]
-    lines += [f"x{i}: ${{x{i + 1}}}${{x{i + 1}}}" for i in range(30)]
-    with pytest.raises(ValueError, match="61 values in"):
-        config.load(write(tmp_path, "bomb.yaml", "\n".join([*lines, "x30: a"])))
+    lines = [f"x{i}: ${{x{i + 1}}}${{x{i + 1}}}" for i in range(30)]
+    name = "stem: {name: '${x0}'}"
+    with pytest.raises(ValueError, match="61 references"):
+        config.load(write(tmp_path, "bomb.yaml", "\n".join([name, *lines, "x30: a"])))
+    # Also in files that hold a few each.
+    for part in range(4):
+        write(tmp_path, f"part{part}.yaml", "\n".join(lines[8 * part : 8 * part + 8]))
+    files = ", ".join(f"part{part}.yaml" for part in range(4))
+    with pytest.raises(ValueError, match="32 references"):
+        config.load(write(tmp_path, "bomb.yaml", f"extends: [{files}]\n{name}\nx30: a"))
+
+
+def test_many_values_may_be_those_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a study with many arms."""
+    monkeypatch.setenv("HYBRIDVIT_RUNS", "/runs")
+    lines = [f"  a{n}: ${{oc.env:HYBRIDVIT_RUNS}}/{n}" for n in range(99)]
+    content = config.read_yaml(write(tmp_path, "study.yaml", "\n".join(["axes:", *lines])))
+    assert config.to_plain(config.OmegaConf.create(content))["axes"]["a98"] == "/runs/98"
 
 
 def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
+import importlib
 import re
 import sys
+import types
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -115,28 +118,59 @@ def test_plugin_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.M
 def test_a_plugins_version_follows_its_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All Python files of a package, whichever of them the plug-in names; of a module its own."""
-    package = tmp_path / "mine_as_package"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "layers.py").write_text("WIDTH = 1\n")
-    (package / "parts.py").write_text("def register(parts): pass\n")
+    """All Python files of a package, whichever of them the plug-in names, as they were imported;
+    of a module its own; of a namespace what is below it."""
+    package, space = tmp_path / "mine_as_package", tmp_path / "mine_space" / "inner"
+    for folder in (package, space):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "layers.py").write_text("WIDTH = 1\n")
+        (folder / "parts.py").write_text("def register(parts): pass\n")
     (tmp_path / "mine_alone.py").write_text("def register(parts): pass\n")
+    (tmp_path / "mine_space" / "other.py").touch()
     monkeypatch.chdir(tmp_path)
-    names = ["mine_as_package.parts:register", "mine_alone:register"]
+    names = ["mine_as_package.parts:register", "mine_space.inner.parts:register"]
+    names.append("mine_alone:register")
 
-    def versions() -> list[str]:
-        return list(load_plugins(Parts(), names).values())
+    def versions(*, anew: bool = True) -> list[str]:
+        for name in [n for n in sys.modules if n.startswith("mine_")] if anew else []:
+            sys.modules.pop(name)
+        importlib.invalidate_caches()
+        found = list(load_plugins(Parts(), names).values())
+        assert all(re.fullmatch(r"unversioned, code [0-9a-f]{8}", text) for text in found)
+        return found
 
     first = versions()
     assert versions() == first
+    # What editors leave behind is no code.
+    (package / ".#layers.py").symlink_to("me@here.1234")
+    (package / ".ipynb_checkpoints").mkdir()
+    (package / ".ipynb_checkpoints" / "parts.py").touch()
+    (package / "folder.py").mkdir()
+    (tmp_path / "mine_space" / "other.py").write_text("WIDTH = 3\n")
+    assert versions() == first
     (package / "layers.py").write_text("WIDTH = 2\n")
-    changed = versions()
-    assert (changed[0] != first[0], changed[1] != first[1]) == (True, False)
+    assert versions(anew=False) == first  # what runs is what was imported
+    second = versions()
+    assert [x != y for x, y in zip(first, second, strict=True)] == [True, False, False]
+    (space / "layers.py").write_text("WIDTH = 2\n")
     (tmp_path / "mine_alone.py").write_text("def register(parts): return None\n")
-    assert (versions()[0], versions()[1] != first[1]) == (changed[0], True)
-    for name in ("mine_as_package", "mine_as_package.parts", "mine_alone"):
-        sys.modules.pop(name)
+    third = versions()
+    assert [x != y for x, y in zip(second, third, strict=True)] == [False, True, True]
+
+
+def test_a_plugin_without_files_has_no_code_to_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("mine_in_a_notebook")
+    vars(module)["register"] = lambda parts: None
+    monkeypatch.setitem(sys.modules, "mine_in_a_notebook", module)
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("mine_zipped.py", "def register(parts): pass\n")
+    monkeypatch.syspath_prepend(tmp_path / "mine.zip")
+    for name in ("mine_in_a_notebook:register", "mine_zipped:register"):
+        assert load_plugins(Parts(), [name]) == {name: "unversioned"}
+    sys.modules.pop("mine_zipped")
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,15 @@ Evaluation, pictures and measurements call the objective itself, which stays as 
 Compiled code is kept in `compiled/` of the cache folder ($HYBRIDVIT_CACHE, else
 ~/.cache/hybridvit), by torch under keys of its content: a resumed run, another seed's cell and
 another study all start from it. It is not kept in run directories: these may come from strangers,
-and reading it runs code. So the folder is the user's alone; where it is another's, as in a
-cache that is shared, torch keeps code in its own place.
+and reading it runs code. So the folder is the user's alone; in a cache that belongs to another or
+that all may write to, torch keeps code in its own place.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -106,12 +107,18 @@ def keep_compiled() -> None:
     compiled = folder / "compiled"
     try:
         compiled.mkdir(parents=True, exist_ok=True)
-        if compiled.stat().st_uid != os.getuid():
+        if not all(map(_is_ours, (folder, compiled))):
             return
         compiled.chmod(0o700)
     except OSError:  # torch's own will do
         return
     os.environ[CACHE] = str(compiled)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether others can neither write there nor put another folder in its place."""
+    found = folder.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & stat.S_IWOTH
 
 
 class WithBlocks(nn.Module):

@@ -15,7 +15,7 @@ from hybridvit.contracts import DataSpec
 from hybridvit.encoder.model import HybridViT
 from hybridvit.engine import checkpoint
 from hybridvit.engine.evaluate import evaluated
-from hybridvit.engine.runlog import RunDirectory
+from hybridvit.engine.runlog import RunDirectory, plugin_change
 
 OF_EMA = "ema of "
 
@@ -63,7 +63,8 @@ def load_run(run: str | Path, plugins: Sequence[str] = ()) -> HybridViT:
         plugins: those of the run whose code you trust; a run may come from a stranger.
 
     Raises:
-        ValueError: no finished run with a checkpoint, a damaged one, or plug-ins not named here.
+        ValueError: no finished run with a checkpoint, a damaged one, plug-ins not named here or of
+            other code.
     """
     saved = read_run(Path(run))
     setup = config.load(Path(run) / "config.yaml")
@@ -73,7 +74,9 @@ def load_run(run: str | Path, plugins: Sequence[str] = ()) -> HybridViT:
             f"{str(run)!r} needs plug-ins whose code would run; if you trust them: "
             f"load_run(..., plugins={setup.plugins})"
         )
-    parts, _ = build.make_parts(setup.plugins)
+    parts, versions = build.make_parts(setup.plugins)
+    if change := plugin_change(saved.record, versions):
+        raise ValueError(f"{str(run)!r} was made with {change}; restore the code")
     objective = build.make_objective(_without_downloads(setup), parts, _spec(saved.record))
     network = evaluated(objective, setup)
     prefix = f"{saved.name}."

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.contracts import Batch
-from hybridvit.data.dataset import AbsentData, Dataset
+from hybridvit.data.dataset import Dataset
 from hybridvit.data.loader import TrainLoader
 from hybridvit.data.resident import fits
 from hybridvit.data.splits import subset
@@ -375,9 +376,9 @@ class Session:
 
 
 def _set_threads(wanted: int | None, before: dict[str, Any] | None) -> None:
-    """As many as the config says; else, as sums follow their number, as many as a run that goes on
-    began with, where there are cores for them."""
-    if wanted is None and before is not None:
+    """As many as the config says, or the user's OMP_NUM_THREADS; else, as sums follow their number,
+    as many as a run that goes on began with, where there are cores for them."""
+    if wanted is None and before is not None and "OMP_NUM_THREADS" not in os.environ:
         began = before.get("hardware", {}).get("threads")
         wanted = began if isinstance(began, int) and began <= cores() else None
     if wanted is not None:
@@ -387,9 +388,16 @@ def _set_threads(wanted: int | None, before: dict[str, Any] | None) -> None:
 def _check_images(
     directory: RunDirectory, before: dict[str, Any], config: RunConfig, parts: Parts
 ) -> None:
+    """Where they are at hand: whoever has them no more may still ask for the result.
+
+    Raises:
+        ValueError: they are not those that the run had.
+    """
+    args = {key: value for key, value in config.data.args.items() if key != "download"}
+    config = replace(config, data=replace(config.data, args=args))
     try:
         dataset = build.make_dataset(config, parts)
-    except AbsentData:  # whoever has them no more may still ask for the result
+    except (ValueError, OSError):
         return
     check_same_data(directory, before, fingerprints(dataset, tests=before["kind"] != "tune"))
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 
+from hybridvit.registry import CODE
 from hybridvit.version import RESULTS_VERSION, __version__
 
 SCHEMA = 1
@@ -155,21 +156,28 @@ def check_same_run(
 
 
 def plugin_change(before: dict[str, Any], plugins: dict[str, str]) -> str | None:
-    """How the plug-ins of a run's record differ from those that are here now, if they do."""
+    """How the plug-ins of a run's record differ from those that are here now, if they do.
+
+    Where one of them does not tell its code, versions are compared.
+    """
     for name, now in plugins.items():
-        then = before.get("plugins", {}).get(name)
-        if then != now:
+        then = str(before.get("plugins", {}).get(name))
+        told = [text.partition(CODE) for text in (then, now)]
+        if then != now and (all(code for *_, code in told) or told[0][0] != told[1][0]):
             return f"other code of plug-in {name!r} ({then}, now {now})"
     return None
 
 
 def check_same_data(directory: RunDirectory, before: dict[str, Any], data: dict[str, Any]) -> None:
-    """Refuse a directory whose run had other images.
+    """Refuse a directory whose run had other images: to train on, and to test on if it has tested.
 
     Raises:
         ValueError: the fingerprint of the training or of the test images has changed.
     """
-    for key, which in (("fingerprint", "images"), ("test_fingerprint", "test images")):
+    checked = [("fingerprint", "images")]
+    if before.get("status") == "complete":
+        checked.append(("test_fingerprint", "test images"))
+    for key, which in checked:
         old, new = before.get("data", {}).get(key), data.get(key)
         if None not in (old, new) and old != new:
             raise ValueError(

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import PurePath
 from typing import Any
 
@@ -19,6 +20,7 @@ from hybridvit.studies.statistics import MIN_SEEDS, detectable
 
 NAMED = 6  # of many
 NO_PLAN = Plan()
+LATER = ("fingerprint of the test images", "decoder")  # which not all records tell of
 
 
 def caveats(
@@ -173,7 +175,7 @@ def _environments(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> Ite
     for runs in (*(c.runs for c in comparisons), *(arm.runs for arm in arms)):
         made_with = [environment(run) for run in runs if run.is_complete]
         for key in dict.fromkeys(k for env in made_with for k in env):
-            values = Counter(env.get(key, "none") for env in made_with)
+            values = Counter(_known(made_with, key))
             if len(values) > 1:
                 differing[key] = differing.get(key, Counter()) | values
     for key, values in differing.items():
@@ -191,11 +193,17 @@ def _continued(arms: Sequence[Arm]) -> Iterable[str]:
         parts = run.record.get("earlier")
         before = [x for x in parts if isinstance(x, dict)] if isinstance(parts, list) else []
         found = [environment(replace(run, record=x)) for x in before] + [environment(run)]
-        changed = [k for k in found[-1] if len({env.get(k, "none") for env in found}) > 1]
+        ways = {k: [value[:40] for value, _ in groupby(_known(found, k))] for k in found[-1]}
+        changed = [f"{k}: {', then '.join(way)}" for k, way in ways.items() if len(way) > 1]
         if changed:
-            ways = {k: dict.fromkeys(env.get(k, "none")[:40] for env in found) for k in changed}
-            shown = "; ".join(f"{k}: {', then '.join(way)}" for k, way in [*ways.items()][:NAMED])
+            shown = "; ".join(changed[:NAMED])
             yield f"Run {run.name} (seed {run.seed}, {run.hash}) changed on its way ({shown})."
+
+
+def _known(environments: Iterable[dict[str, str]], key: str) -> list[str]:
+    """An item of each; where only some records have it at all, of those."""
+    values = [env.get(key, "none") for env in environments]
+    return [v for v in values if v != "none"] if key in LATER else values
 
 
 def _too_few(arms: Sequence[Arm]) -> Iterable[str]:

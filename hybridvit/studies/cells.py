@@ -18,7 +18,7 @@ from hybridvit.studies.executors import Executor, Job
 from hybridvit.studies.executors.local import Local
 from hybridvit.studies.grid import Cell, Study
 from hybridvit.studies.needs import Needs, needs
-from hybridvit.studies.status import ERROR, Live, Place, State, is_held, read_json
+from hybridvit.studies.status import ERROR, PLAN, Live, Place, State, is_held, read_json
 
 LOG = ".log"  # what a cell and its libraries print
 BUSY = 75  # exit code of a cell that another process is running
@@ -40,12 +40,11 @@ def run_study(
         executor: where they run; by default on this machine.
 
     Raises:
-        ValueError: no cell has such a name, or some were made with other code of a plug-in.
+        ValueError: no cell has such a name.
         KeyboardInterrupt: SIGINT or SIGTERM; the running cells have saved.
     """
     executor = executor or Local(study.threads)
     chosen = select(study.cells, only)
-    _check_plugins(study, out)
     reused = [c for c in chosen if not (out / c.name).exists() and _reuse(c, out)]
     live = Live([place(c, out) for c in study.cells])
     statuses = {c.name: live.known[c.name].status for c in chosen}
@@ -141,19 +140,21 @@ def run_cell(cell: Cell, out: Path) -> None:
     sys.exit(0 if outcome.status == "complete" else 1)
 
 
-def _check_plugins(study: Study, out: Path) -> None:
-    """A study's runs are compared, and none is made anew once it is complete.
+def check_plugins(study: Study, out: Path) -> None:
+    """A study's runs are compared with each other, and so are those that chose for its arms.
 
     Raises:
-        ValueError: a complete one is of other code of a plug-in.
+        ValueError: a complete one, as planned before or now, is of other code of a plug-in.
     """
-    for cell in study.cells:
-        record = read_json(out / cell.name / "run.json") or {}
-        change = plugin_change(record, _plugins(cell)) if record else None
-        if change and record.get("status") == "complete":
+    now = {name: version for cell in study.cells for name, version in _plugins(cell).items()}
+    planned = [c["name"] for c in (read_json(out / PLAN) or {}).get("cells", [])] if now else []
+    for folder in dict.fromkeys([*planned, *(cell.name for cell in study.cells)]):
+        record = read_json(out / folder / "run.json") or {}
+        has = {name: version for name, version in now.items() if name in record.get("plugins", {})}
+        if record.get("status") == "complete" and (change := plugin_change(record, has)):
             raise ValueError(
-                f"{out / cell.name} was made with {change}; choose another --out, remove what "
-                "the old code made, or restore it"
+                f"{out / folder} was made with {change}; choose another --out, remove {out}, or "
+                "restore the code"
             )
 
 

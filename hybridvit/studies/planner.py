@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from hybridvit.studies.cells import check_plugins
 from hybridvit.studies.executors import Executor
 from hybridvit.studies.executors.local import Local
 from hybridvit.studies.facts import Facts, kept_facts, key_of, known
@@ -33,8 +34,9 @@ def plan(study: Study, out: Path, executor: Executor | None = None) -> Study:
         executor: where the cells will run, and so steps are timed; by default on this machine.
 
     Raises:
-        ValueError: the arms cannot be matched.
+        ValueError: the arms cannot be matched, or some were run with other code of a plug-in.
     """
+    check_plugins(study, out)
     check_budgets(study)
     check_validation(study)
     kept = kept_facts(out)

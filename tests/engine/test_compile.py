@@ -316,6 +316,13 @@ def test_compiled_code_is_not_shared_with_other_users(
     assert module.CACHE not in os.environ
     monkeypatch.setattr(os, "getuid", lambda: me)
     module.keep_compiled()
+    assert module.CACHE not in os.environ  # where all may write
+    (cache_folder / "compiled").chmod(0o775)
+    cache_folder.chmod(0o777)
+    module.keep_compiled()
+    assert module.CACHE not in os.environ  # where all may put another folder
+    cache_folder.chmod(0o755)
+    module.keep_compiled()
     assert os.environ[module.CACHE] == str(cache_folder / "compiled")
     assert (cache_folder / "compiled").stat().st_mode & 0o777 == 0o700
 

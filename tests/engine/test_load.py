@@ -15,6 +15,7 @@ import hybridvit
 from hybridvit import build
 from hybridvit.config import load
 from hybridvit.data.loader import eval_batches
+from hybridvit.engine import checkpoint
 from hybridvit.engine.run import train
 from hybridvit.objectives import OBJECTIVES
 
@@ -56,8 +57,13 @@ def test_networks_of_all_objectives_are_read(tmp_path: Path, objective: str) -> 
     )  # fmt: skip
     model = hybridvit.load_run(str(run))
     assert model.features(torch.rand(2, 3, 8, 8)).shape == (2, TINY_ENCODER["dim"])
-    other = trained(tmp_path / "other", "seed=1")
-    assert not torch.equal(model.stem.proj.weight, hybridvit.load_run(other).stem.proj.weight)
+    path = checkpoint.latest(run / "checkpoints")
+    assert path is not None
+    weights = checkpoint.read_weights(path)
+    prefix = f"{json.loads((run / 'run.json').read_text())['network']}."
+    assert prefix == ("teacher." if objective == "dino" else "model.")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[prefix + name])
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:

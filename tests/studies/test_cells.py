@@ -13,9 +13,10 @@ import yaml
 from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.engine.runlog import RunDirectory
-from hybridvit.studies.cells import BUSY, _reuse, run_cell, run_study
+from hybridvit.studies.cells import BUSY, _reuse, run_cell
 from hybridvit.studies.grid import Cell, Study
 from hybridvit.studies.plan_file import write_plan
+from hybridvit.studies.planner import plan
 from hybridvit.studies.status import ERROR, PLAN, read_json
 
 
@@ -70,11 +71,16 @@ def test_cells_of_other_code_of_a_plugin_are_neither_compared_nor_reused(tmp_pat
         (out / cell.name / "run.json").write_text(json.dumps({**record, "plugins": plugins}))
 
     out = tmp_path / "here"
-    write(out, now)
-    assert run_study(study, out) == []
-    write(out, {"own_parts:register": "1, code 01234567"})
+    for same in (now, {"own_parts:register": "unversioned"}):  # of a record without its code
+        write(out, same)
+        plan(study, out)
+    write(out, {"own_parts:register": "unversioned, code 01234567"})
     with pytest.raises(ValueError, match="was made with other code of plug-in 'own_parts"):
-        run_study(study, out)
+        plan(study, out)
+    # Also where the study has no such cell any more, as of another length that cost was matched at.
+    shorter = dataclasses.replace(cell, name="a-seed0-76543210")
+    with pytest.raises(ValueError, match=cell.name):
+        plan(dataclasses.replace(study, cells=[shorter]), out)
     # A run of the new code is taken from another study's folder, one of the old code is not.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
