@@ -12,6 +12,7 @@ import argparse
 import csv
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hybridvit.studies.statistics import Difference, paired_difference, together
@@ -26,6 +27,12 @@ def read(folder: Path, metric: str) -> dict[str, dict[int, float]]:
                 # Runs that the report does not count come last.
                 found[row["arm"]].setdefault(int(row["seed"]), 100 * float(row["value"]))
     return dict(found)
+
+
+def diverged(folder: Path) -> set[str]:
+    """Arms of which a run did."""
+    with (folder / "results.csv").open() as lines:
+        return {row["arm"] for row in csv.DictReader(lines) if row["status"] == "diverged"}
 
 
 def pairs(asked: list[str], arms: list[str]) -> list[tuple[str, str]]:
@@ -74,12 +81,15 @@ def main(words: Sequence[str] | None = None) -> None:
         chosen = pairs(arguments.asked, list(values))
     except ValueError as error:
         parser.error(f"{arguments.metric}: {error}")
-    alone = []
+    lost, alone = diverged(arguments.folder), []
     for arm, other in chosen:
         seeds = sorted(values[arm].keys() & values[other].keys())
-        alone.append(
-            paired_difference([values[arm][s] for s in seeds], [values[other][s] for s in seeds])
+        found = paired_difference(
+            [values[arm][s] for s in seeds], [values[other][s] for s in seeds]
         )
+        if lost & {arm, other}:  # what is left went well
+            found = replace(found, low=None, high=None, verdict="diverged")
+        alone.append(found)
     print("| arm | other | points | deviation | by itself | among all here | verdict |")
     print("|---|---|---|---|---|---|---|")
     for (arm, other), one, joint in zip(chosen, alone, together(alone), strict=True):

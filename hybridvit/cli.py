@@ -264,14 +264,19 @@ def _study(arguments: argparse.Namespace) -> int:
 
 def _keep_look(folder: Path, runs: Sequence[Run]) -> None:
     """Note in a study's plan that a page of so many seeds is made: that of more will say so."""
+    from hybridvit.report.page import Report
+    from hybridvit.report.runs import MAX_PLAN, load_json
     from hybridvit.studies.plan_file import looks, update_plan
-    from hybridvit.studies.statistics import MIN_SEEDS
+    from hybridvit.studies.status import PLAN
 
-    before = looks(folder)
-    seeds = {run.seed for run in runs if run.kind == "train" and run.is_complete}
-    if len(seeds) >= MIN_SEEDS and len(seeds) not in before:
+    try:
+        is_plan = "measured" in load_json(folder, PLAN, MAX_PLAN)
+    except ValueError:  # none, or a broken one, which is to stay as it is
+        return
+    seeds, before = Report(runs, folder).seeds, looks(folder)
+    if is_plan and seeds is not None and seeds not in before:
         with contextlib.suppress(OSError):  # of a study that one may only read
-            update_plan(folder, looks=[*before, len(seeds)])
+            update_plan(folder, looks=[*before, seeds])
 
 
 def _status(arguments: argparse.Namespace) -> int:

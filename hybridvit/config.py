@@ -24,7 +24,7 @@ from hybridvit.version import RESULTS_VERSION
 Precision = Literal["fp32", "bf16", "bf16_params"]
 PARTS = ("data", "stem", "encoder", "objective")
 MAX_BYTES = 1 << 20
-MAX_REFERENCES = 20  # if each of some holds two others, they double line by line
+MAX_REFERENCES = 8  # if each of some holds two others, they double line by line
 # Whole, and without others inside: whatever else has a ${ is refused.
 ALLOWED = re.compile(r"\$\{(oc\.env:HYBRIDVIT_\w*(,[^${}]*)?|[\w.\[\]-]+)\}")
 
@@ -283,7 +283,10 @@ def parse(text: str) -> Any:
 
     References are checked before anything follows one, as laying files over each other does.
     """
-    content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    try:
+        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"config: {str(error).splitlines()[0]}") from None
     check_references(content)
     return content
 

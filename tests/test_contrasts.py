@@ -46,6 +46,17 @@ def test_differences_are_paired_by_seed_and_judged_together(
     assert "| much | base | -10.0 | 0.1 |" in capsys.readouterr().out
 
 
+def test_an_arm_of_which_a_run_diverged_is_claimed_nothing(
+    contrasts: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path, base=(0.7, 0.72, 0.74), much=(0.8, 0.821, 0.84))
+    with (tmp_path / "results.csv").open("a") as file:
+        file.write("\nr,h,3,much,diverged,,\n")
+    contrasts.main([folder, "much vs base"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "| much | base | +10.0 | 0.1 |  |  | diverged |"
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -57,6 +57,11 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def step_of(path: Path | None) -> int:
+    """The step after which a checkpoint was written; 0 without one."""
+    return int(path.name.removeprefix("step-")) if path else 0
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest, after every file's SHA-256 was compared.
 

@@ -106,19 +106,20 @@ def keep_compiled() -> None:
         return
     compiled = folder / "compiled"
     try:
-        compiled.mkdir(parents=True, exist_ok=True)
-        if not all(map(_is_ours, (folder, compiled))):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _is_ours(folder.stat(), stat.S_IWOTH):
             return
-        compiled.chmod(0o700)
+        compiled.mkdir(mode=0o700, exist_ok=True)
+        if not _is_ours(compiled.lstat(), stat.S_IWOTH | stat.S_IWGRP):
+            return
     except OSError:  # torch's own will do
         return
     os.environ[CACHE] = str(compiled)
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether others can neither write there nor put another folder in its place."""
-    found = folder.stat()
-    return found.st_uid == os.getuid() and not found.st_mode & stat.S_IWOTH
+def _is_ours(found: os.stat_result, others: int) -> bool:
+    """Whether a folder is the user's, and others have no right to write there."""
+    return found.st_uid == os.getuid() and not found.st_mode & others
 
 
 class WithBlocks(nn.Module):

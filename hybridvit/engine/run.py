@@ -94,14 +94,14 @@ def train(
         if before and before["status"] == "complete":
             _check_images(directory, before, config, parts)
             return Outcome(directory.path, "complete", f"{directory.path} is already complete")
-        goes_on = checkpoint.latest(directory.checkpoints) is not None
-        _set_threads(config.train.threads, before if goes_on else None)
+        begins_at = checkpoint.step_of(checkpoint.latest(directory.checkpoints))
+        history = earlier(before, begins_at) if before and begins_at else []
+        _set_threads(config.train.threads, history)
         session = Session(config, parts, directory, show)
         record = new_record(
             "tune" if tunes else "train", name, config_hash(config), config.seed, plugins
         )
-        if before and goes_on:
-            record["earlier"] = earlier(before)
+        record |= {"begins_at": begins_at, "earlier": history}
         record["arm"] = arm or {}
         record["data"] = describe_data(
             session.dataset, len(session.train_split), len(session.val_split), tests=not tunes
@@ -375,11 +375,11 @@ class Session:
         self.directory.write_record({**record, "status": status, "error": error})
 
 
-def _set_threads(wanted: int | None, before: dict[str, Any] | None) -> None:
+def _set_threads(wanted: int | None, history: list[dict[str, Any]]) -> None:
     """As many as the config says, or the user's OMP_NUM_THREADS; else, as sums follow their number,
     as many as a run that goes on began with, where there are cores for them."""
-    if wanted is None and before is not None and "OMP_NUM_THREADS" not in os.environ:
-        began = before.get("hardware", {}).get("threads")
+    if wanted is None and history and "OMP_NUM_THREADS" not in os.environ:
+        began = (history[0]["hardware"] or {}).get("threads")
         wanted = began if isinstance(began, int) and began <= cores() else None
     if wanted is not None:
         torch.set_num_threads(wanted)
@@ -393,13 +393,14 @@ def _check_images(
     Raises:
         ValueError: they are not those that the run had.
     """
-    args = {key: value for key, value in config.data.args.items() if key != "download"}
+    args = config.data.args | ({"download": False} if "download" in config.data.args else {})
     config = replace(config, data=replace(config.data, args=args))
     try:
         dataset = build.make_dataset(config, parts)
-    except (ValueError, OSError):
+        data = fingerprints(dataset, tests=before["kind"] != "tune")
+    except Exception:  # a stranger's set that is not there may raise anything
         return
-    check_same_data(directory, before, fingerprints(dataset, tests=before["kind"] != "tune"))
+    check_same_data(directory, before, data)
 
 
 def _sentence(results: dict[str, float]) -> str:

@@ -204,10 +204,13 @@ def new_record(
     }
 
 
-def earlier(before: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the processes were made of that trained a run so far, the first one first."""
+def earlier(before: dict[str, Any], step: int) -> list[dict[str, Any]]:
+    """What the processes were made of that have brought a run to a step, the first one first."""
+    history: list[dict[str, Any]] = before.get("earlier", [])
+    if step <= before.get("begins_at", 0):  # the last one saved nothing
+        return history
     kept = ("started", "code", "python", "packages", "hardware", "plugins", "data")
-    return [*before.get("earlier", []), {key: before.get(key) for key in kept}]
+    return [*history, {key: before.get(key) for key in kept}]
 
 
 def environment() -> dict[str, Any]:

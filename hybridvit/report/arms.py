@@ -118,6 +118,8 @@ def compare(
     pairs = _baseline_pairs(arms, baseline) if baseline else _stem_pairs(arms, tuned)
     for arm, other in pairs:
         shared = [m for m in arm.metrics() if m in other.metrics()]
+        if not shared and _diverged(arm, other):  # all of one side
+            shared = list(arm.metrics() or other.metrics())
         for metric in shared:
             found.append(
                 _paired(kind, arm, other, metric, arm.values(metric), other.values(metric))
@@ -158,9 +160,13 @@ def _paired(
 ) -> Comparison:
     seeds = tuple(sorted(a.keys() & b.keys()))
     alone = paired_difference([a[s] for s in seeds], [b[s] for s in seeds]) if seeds else None
-    if alone is not None and any(run.status == "diverged" for run in (*arm.runs, *other.runs)):
+    if alone is not None and _diverged(arm, other):
         alone = replace(alone, low=None, high=None, verdict="diverged")
     return Comparison(kind, arm, other, metric, seeds, alone, alone)
+
+
+def _diverged(*arms: Arm) -> bool:
+    return any(run.status == "diverged" for arm in arms for run in arm.runs)
 
 
 def _baseline_pairs(arms: Sequence[Arm], baseline: Mapping[str, str]) -> list[tuple[Arm, Arm]]:
@@ -272,7 +278,7 @@ def settings(run: Run) -> dict[str, Any]:
     """
     flat = _flatten(run.config)
     flat.pop("data.args.download", None)
-    if flat.get("data.name") in PUBLIC:
+    if str(flat.get("data.name")) in PUBLIC:
         flat.pop("data.args.root", None)
     if isinstance(flat.get("init"), str):
         flat["init"] = re.sub(r"-seed-?\d+(-[0-9a-f]{8})?$", "", PurePath(flat["init"]).name)

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import PurePath
 from typing import Any
 
+from hybridvit.registry import CODE
 from hybridvit.report import tuning
 from hybridvit.report.arms import Arm, Comparison, data_of
 from hybridvit.report.leakage import leaked
@@ -203,6 +204,8 @@ def _continued(arms: Sequence[Arm]) -> Iterable[str]:
 def _known(environments: Iterable[dict[str, str]], key: str) -> list[str]:
     """An item of each; where only some records have it at all, of those."""
     values = [env.get(key, "none") for env in environments]
+    if key.startswith("plug-in ") and not all(CODE in value for value in values):
+        return [value.partition(CODE)[0] for value in values]
     return [v for v in values if v != "none"] if key in LATER else values
 
 

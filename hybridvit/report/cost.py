@@ -92,7 +92,12 @@ def crossovers(comparisons: Iterable[Comparison], cost: Cost) -> list[Crossover]
     for c in comparisons:
         if c.kind == "stem" and c.seeds:
             groups.setdefault(_family(c), []).append(c)
-    found = (_crossover(group, cost) for group in groups.values() if len(group) > 1)
+    # The seeds that are left where one diverged are those that went well.
+    found = (
+        _crossover(group, cost)
+        for group in groups.values()
+        if len(group) > 1 and all(c.alone and c.alone.verdict != "diverged" for c in group)
+    )
     return [crossover for crossover in found if crossover is not None]
 
 

@@ -78,6 +78,12 @@ class Report:
     def caveats(self) -> list[str]:
         return caveats(self.arms, self._comparisons, self.plan)
 
+    @property
+    def seeds(self) -> int | None:
+        """The fewest of those that a comparison with an interval has; none where there is none."""
+        found = [c.alone for c in self._comparisons if c.alone and c.alone.low is not None]
+        return min((d.n for d in found), default=None)
+
     @cached_property
     def plan(self) -> Plan:
         return read_plan(self.runs)

@@ -120,6 +120,10 @@ def headline(comparisons: Sequence[Comparison]) -> list[str]:
             lead = f"Against {others.pop()}" if len(others) == 1 else "Against their baselines"
             who = "the other arm"
         sentences.append(f"{lead}, {_plural(len(arms))}: {_counted(arms, who)}.")
+    elif any(c.kind != "training" for c in comparisons):
+        sentences.append(
+            "No seed has a result on both sides of a comparison: nothing here says which is better."
+        )
     else:
         sentences.append(
             "No arms differ in a pure against a hybrid stem alone, nor from a baseline: "
@@ -161,7 +165,8 @@ def not_beaten(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def longer_hint(comparisons: Sequence[Comparison], longer: str | None) -> str | None:
     """What leads in the command for a longer run, where training is not shown to help."""
-    if longer is None or not not_beaten(comparisons):
+    ended = [c.difference for c in not_beaten(comparisons) if c.difference]
+    if longer is None or all(d.verdict == "diverged" for d in ended):
         return None
     return "Training may have been too short to show anything; a longer run:"
 

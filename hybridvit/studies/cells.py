@@ -147,7 +147,9 @@ def check_plugins(study: Study, out: Path) -> None:
         ValueError: a complete one, as planned before or now, is of other code of a plug-in.
     """
     now = {name: version for cell in study.cells for name, version in _plugins(cell).items()}
-    planned = [c["name"] for c in (read_json(out / PLAN) or {}).get("cells", [])] if now else []
+    if not now:
+        return
+    planned = [c["name"] for c in (read_json(out / PLAN) or {}).get("cells", [])]
     for folder in dict.fromkeys([*planned, *(cell.name for cell in study.cells)]):
         record = read_json(out / folder / "run.json") or {}
         has = {name: version for name, version in now.items() if name in record.get("plugins", {})}

@@ -15,7 +15,7 @@ from typing import Any
 from hybridvit import build
 from hybridvit.config import RunConfig, config_hash
 from hybridvit.engine.evaluate import evaluated, validation_metric
-from hybridvit.studies.cells import named, place, run_study, select
+from hybridvit.studies.cells import check_plugins, named, place, run_study, select
 from hybridvit.studies.choices import (
     Choice,
     Trial,
@@ -136,8 +136,10 @@ def run_tuned(
         that failed. A candidate that diverged has lost, not failed.
 
     Raises:
-        ValueError: no cell has such a name.
+        ValueError: no cell has such a name, or some were run with other code of a plug-in.
     """
+    tried = [*itertools.chain(*tuning_cells(study))]
+    check_plugins(dataclasses.replace(study, cells=tried), out)
     choices = kept_choices(study, out)
     asked = _asked(study, choices, only)
     failed: list[str] = []
@@ -153,6 +155,7 @@ def run_tuned(
         choices = [mine or theirs for mine, theirs in zip(choices, later, strict=True)]
         update_plan(out, **planned(study, choices))
     study = with_choices(study, choices)
+    check_plugins(study, out)
     if named(study.cells, only):
         failed += run_study(study, out, only=only, retry_failed=retry_failed, executor=executor)
     return study, failed

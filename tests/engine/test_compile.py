@@ -318,6 +318,9 @@ def test_compiled_code_is_not_shared_with_other_users(
     module.keep_compiled()
     assert module.CACHE not in os.environ  # where all may write
     (cache_folder / "compiled").chmod(0o775)
+    module.keep_compiled()
+    assert module.CACHE not in os.environ  # where others of a group may have
+    (cache_folder / "compiled").rmdir()
     cache_folder.chmod(0o777)
     module.keep_compiled()
     assert module.CACHE not in os.environ  # where all may put another folder

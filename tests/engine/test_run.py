@@ -27,7 +27,7 @@ from hybridvit.engine import checkpoint
 from hybridvit.engine import fit as fit_module
 from hybridvit.engine.fit import seed_step
 from hybridvit.engine.run import Session, train
-from hybridvit.engine.runlog import RunDirectory, check_same_run, cores
+from hybridvit.engine.runlog import RunDirectory, check_same_run, cores, earlier
 
 SMALL = [
     "encoder.args.dim=16",
@@ -496,6 +496,7 @@ def test_a_run_that_goes_on_keeps_what_it_was_and_its_number_of_threads(
         monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user knows better
         assert train(settings, name="a", out=out, show=False).status == "complete"
         assert torch.get_num_threads() == 1
+        assert [x["hardware"]["threads"] for x in read(out, "run.json")["earlier"]] == [2, 2]
     finally:
         torch.set_num_threads(threads)
     record = read(out, "run.json")
@@ -511,4 +512,13 @@ def test_a_run_that_saved_nothing_begins_anew(tmp_path: Path) -> None:
     before = {"hash": config.config_hash(build.resolve(settings, build.make_parts([])[0]))}
     (out / "run.json").write_text(json.dumps({**before, "status": "failed"}))
     train(settings, name="a", out=out, show=False)
-    assert "earlier" not in read(out, "run.json")
+    assert read(out, "run.json")["earlier"] == []
+
+
+def test_a_process_that_saved_nothing_has_no_part_in_a_run() -> None:
+    first = {"hardware": {"threads": 2}, "begins_at": 0, "earlier": []}
+    (kept,) = earlier(first, 5)
+    assert kept["hardware"] == {"threads": 2}
+    failed = {"hardware": {"threads": 9}, "begins_at": 5, "earlier": [kept]}
+    assert earlier(failed, 5) == [kept]
+    assert [x["hardware"]["threads"] for x in earlier(failed, 6)] == [2, 9]

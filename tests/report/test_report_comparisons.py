@@ -143,6 +143,23 @@ def test_plans_are_read_with_care(tmp_path: Path) -> None:
     assert read_plan([*runs, read_run(other)]) == Plan()  # of no single study
 
 
+def test_a_strangers_name_of_data_is_a_text(tmp_path: Path) -> None:
+    for name in (["x"], {}, None, 3):
+        write_run(tmp_path, results={"test/accuracy": 0.5}, config={"data": {"name": name}})
+        compared(tmp_path)
+
+
+def test_looks_count_the_seeds_that_are_compared(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    assert Report(find_runs([tmp_path]), tmp_path).seeds == 3
+    write_run(tmp_path, "linear", seed=3, results={"test/accuracy": 0.9})  # conv has none yet
+    assert Report(find_runs([tmp_path]), tmp_path).seeds == 3
+    alone = tmp_path / "alone"
+    for seed in range(3):
+        write_run(alone, seed=seed, results={"test/accuracy": 0.5})
+    assert Report(find_runs([alone]), alone).seeds is None
+
+
 def test_arms_are_compared_with_the_baseline_that_is_like_them(tmp_path: Path) -> None:
     values: dict[tuple[str, str], list[float]] = {
         (kind, at): [0.5 + 0.1 * i + 0.01 * seed * (i + 1) for seed in range(3)]

@@ -74,6 +74,15 @@ def test_crossover_of_straight_lines_over_log_cost(tmp_path: Path) -> None:
         f"{math.exp(logs.mean()):.3g} {TITLE} [{low:.3g}, {high:.3g}], n = 3; "
         "the hybrid is ahead above"
     )
+    # Where a run diverged, the seeds that are left are those that went well.
+    write_run(
+        tmp_path,
+        "conv",
+        seed=3,
+        config={"encoder": {"args": {"depth": 2}}},
+        record={"status": "diverged", "model": {"patch_local": False}},
+    )
+    assert crossovers(compared(tmp_path), GFLOPS) == []
 
 
 def test_curves_of_two_data_sets_have_no_crossover(tmp_path: Path) -> None:

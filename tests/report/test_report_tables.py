@@ -9,7 +9,7 @@ from scipy import stats
 from hybridvit.report import find_runs, text_table
 from hybridvit.report.arms import Comparison, compare, group
 from hybridvit.report.caveats import caveats
-from hybridvit.report.tables import headline, in_words, rows
+from hybridvit.report.tables import headline, in_words, longer_hint, rows
 
 PURE = [0.900, 0.909, 0.904]
 HYBRID = [0.920, 0.930, 0.925]
@@ -143,6 +143,16 @@ def test_a_run_that_diverged_takes_the_verdict_away(tmp_path: Path, stem: str) -
     assert "comparisons are on this page" not in caveats_of(tmp_path)
 
 
+def test_arms_that_all_diverged_are_not_left_out(tmp_path: Path) -> None:
+    for seed, value in enumerate(PURE):
+        write_run(tmp_path, "linear", seed=seed, results={"test/accuracy": value})
+        write_run(tmp_path, "conv", seed=seed, results={}, record={"status": "diverged"})
+    (comparison,) = compared(tmp_path)
+    assert in_words(comparison) == "not compared: no seed has a result on both sides"
+    assert headline([comparison])[0].startswith("No seed has a result on both sides")
+    text_table(find_runs([tmp_path]))
+
+
 def test_training_that_diverged_is_not_shown_to_help(tmp_path: Path) -> None:
     write_masked(tmp_path, "linear", [0.8, 0.81, 0.79], [0.5, 0.52, 0.51])
     assert all("is better" in in_words(c) for c in compared(tmp_path))
@@ -151,6 +161,7 @@ def test_training_that_diverged_is_not_shown_to_help(tmp_path: Path) -> None:
         "training is not shown to beat the untrained encoder: a run diverged, and the others are "
         "what went well"
     }
+    assert longer_hint(compared(tmp_path), "hybridvit study longer.yaml") is None
 
 
 def test_single_seed_has_no_spread(tmp_path: Path) -> None:
