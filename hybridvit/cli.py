@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from hybridvit.config import RunConfig
     from hybridvit.engine.batch_size import Trial
     from hybridvit.registry import Registry
-    from hybridvit.report.runs import Run
 
 USER_ERROR = 2
 EXIT_CODES = {"complete": 0, "diverged": 1, "stopped": 130}
@@ -249,34 +248,18 @@ def _study(arguments: argparse.Namespace) -> int:
     )
 
     from hybridvit.report import find_runs, text_table, write_report
+    from hybridvit.report.looks import keep_look
 
     folders = [out / cell.name for cell in study.cells]
     folders = [folder for folder in folders if (folder / "run.json").is_file()]
     if not folders:  # all failed, or only tuning runs were asked for
         return 1 if failed else 0
     runs = find_runs(folders)
-    _keep_look(out, runs)
+    keep_look(out, runs)
     page = write_report(runs, out, title=study.title, question=study.question, longer=study.longer)
     print(text_table(runs, longer=study.longer))
     print(f"\nreport: {page}")
     return 1 if failed else 0
-
-
-def _keep_look(folder: Path, runs: Sequence[Run]) -> None:
-    """Note in a study's plan that a page of so many seeds is made: that of more will say so."""
-    from hybridvit.report.page import Report
-    from hybridvit.report.runs import MAX_PLAN, load_json
-    from hybridvit.studies.plan_file import looks, update_plan
-    from hybridvit.studies.status import PLAN
-
-    try:
-        is_plan = "measured" in load_json(folder, PLAN, MAX_PLAN)
-    except ValueError:  # none, or a broken one, which is to stay as it is
-        return
-    seeds, before = Report(runs, folder).seeds, looks(folder)
-    if is_plan and seeds is not None and seeds not in before:
-        with contextlib.suppress(OSError):  # of a study that one may only read
-            update_plan(folder, looks=[*before, seeds])
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -308,11 +291,12 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from hybridvit.report import find_runs, find_study, text_table, write_report
+    from hybridvit.report.looks import keep_look
 
     study = find_study(arguments.runs[0]) if len(arguments.runs) == 1 else None
     runs = find_runs(study.runs if study else arguments.runs)
     if study:
-        _keep_look(study.folder, runs)
+        keep_look(study.folder, runs)
     out = arguments.out or (study.folder if study else Path("report"))
     title = arguments.title or (study and study.title) or "Pure and hybrid vision transformers"
     question, longer = (study.question, study.longer) if study else (None, None)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hybridvit.data.augment import Augment
 from hybridvit.data.names import PUBLIC
+from hybridvit.references import check_references
 from hybridvit.registry import fits, suggest, type_name
 from hybridvit.version import RESULTS_VERSION
 
 Precision = Literal["fp32", "bf16", "bf16_params"]
 PARTS = ("data", "stem", "encoder", "objective")
 MAX_BYTES = 1 << 20
-MAX_REFERENCES = 8  # if each of some holds two others, they double line by line
-# Whole, and without others inside: whatever else has a ${ is refused.
-ALLOWED = re.compile(r"\$\{(oc\.env:HYBRIDVIT_\w*(,[^${}]*)?|[\w.\[\]-]+)\}")
 
 
 @dataclass(frozen=True)
@@ -327,32 +324,6 @@ def dotlist(overrides: list[str]) -> DictConfig:
     return config
 
 
-def check_references(content: Any) -> None:
-    """References to other keys and HYBRIDVIT_* variables are all that a config may resolve,
-    because everything resolved is written to the run's record.
-
-    Raises:
-        ValueError: anything else in ${...}, or over `MAX_REFERENCES` of them.
-    """
-    references = 0
-    for text in _strings(content):
-        rest, found = text, 1
-        while found:  # from the inside: one may stand in another's default
-            references += sum(not m[1].startswith("oc.env:") for m in ALLOWED.finditer(rest))
-            rest, found = ALLOWED.subn("\0", rest)
-        if "${" in rest:
-            raise ValueError(
-                f"config: {text!r} is not allowed; only ${{key.path}} and "
-                "${oc.env:HYBRIDVIT_...} are, because resolved values are written to the "
-                "run's record"
-            )
-    if references > MAX_REFERENCES:
-        raise ValueError(
-            f"config: {references} references to other keys, over {MAX_REFERENCES}; write some "
-            "of them out"
-        )
-
-
 def to_plain(config: DictConfig) -> dict[str, Any]:
     """All values, with what they refer to.
 
@@ -437,14 +408,6 @@ def _name(config: DictConfig, part: str) -> Any:
         return section.get("name") if isinstance(section, DictConfig) else None
     except OmegaConfBaseException as error:
         raise ValueError(f"config: {part}: {str(error).splitlines()[0]}") from None
-
-
-def _strings(node: Any) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict | list):
-        for child in node.values() if isinstance(node, dict) else node:
-            yield from _strings(child)
 
 
 def _require(holds: bool, key: str, value: Any, valid: str) -> None:

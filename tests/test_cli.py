@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridvit.cli import _keep_look, main
+from hybridvit.cli import main
 
 TINY = ["encoder.args.dim=16", "encoder.args.depth=1", "encoder.args.heads=2", "train.epochs=1"]
 
@@ -299,19 +299,6 @@ def test_a_study_says_after_how_many_seeds_it_was_looked_at(
         page = Path("out/report.md").read_text()
         said.append("Pages of this study were made with 3, then 4 seeds" in page)
     assert said == [False, False, False, False, True]
-
-
-@pytest.mark.parametrize("plan", [None, "{", '{"schema": 1}', '{"schema": 1, "looks": [3]}'])
-def test_a_report_makes_and_mends_no_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: str | None
-) -> None:
-    monkeypatch.setattr("hybridvit.report.page.Report.seeds", 5)
-    if plan is not None:
-        (tmp_path / "plan.json").write_text(plan)
-    _keep_look(tmp_path, [])
-    assert (tmp_path / "plan.json").is_file() == (plan is not None)
-    if plan is not None:
-        assert (tmp_path / "plan.json").read_text() == plan
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

@@ -17,6 +17,7 @@ from hybridvit import build
 from hybridvit.config import RunConfig, config_hash, resolved
 from hybridvit.contracts import Batch
 from hybridvit.data.dataset import Dataset
+from hybridvit.data.files import one_line
 from hybridvit.data.loader import TrainLoader
 from hybridvit.data.resident import fits
 from hybridvit.data.splits import subset
@@ -92,8 +93,9 @@ def train(
         before = directory.read_record()
         check_same_run(directory, before, config_hash(config), plugins)
         if before and before["status"] == "complete":
-            _check_images(directory, before, config, parts)
-            return Outcome(directory.path, "complete", f"{directory.path} is already complete")
+            unknown = _check_images(directory, before, config, parts)
+            message = f"{directory.path} is already complete{unknown}"
+            return Outcome(directory.path, "complete", message)
         begins_at = checkpoint.step_of(checkpoint.latest(directory.checkpoints))
         history = earlier(before, begins_at) if before and begins_at else []
         _set_threads(config.train.threads, history)
@@ -387,8 +389,9 @@ def _set_threads(wanted: int | None, history: list[dict[str, Any]]) -> None:
 
 def _check_images(
     directory: RunDirectory, before: dict[str, Any], config: RunConfig, parts: Parts
-) -> None:
-    """Where they are at hand: whoever has them no more may still ask for the result.
+) -> str:
+    """Why images could not be compared with those of a run, if so: whoever has them no more may
+    still ask for the result.
 
     Raises:
         ValueError: they are not those that the run had.
@@ -398,9 +401,10 @@ def _check_images(
     try:
         dataset = build.make_dataset(config, parts)
         data = fingerprints(dataset, tests=before["kind"] != "tune")
-    except Exception:  # a stranger's set that is not there may raise anything
-        return
+    except Exception as error:  # a stranger's set that is not there may raise anything
+        return f" (whether its images are still the same is not known: {one_line(error)})"
     check_same_data(directory, before, data)
+    return ""
 
 
 def _sentence(results: dict[str, float]) -> str:

@@ -1,0 +1,45 @@
+"""What a config may refer to: its own keys, and HYBRIDVIT_* variables of the environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+MAX_REFERENCES = 8  # if each of some holds two others, they double line by line
+# Whole, and without others inside: whatever else has a ${ is refused.
+ALLOWED = re.compile(r"\$\{(oc\.env:HYBRIDVIT_\w*(,[^${}]*)?|[\w.\[\]-]+)\}")
+
+
+def check_references(content: Any) -> None:
+    """References to other keys and HYBRIDVIT_* variables are all that a config may resolve,
+    because everything resolved is written to the run's record.
+
+    Raises:
+        ValueError: anything else in ${...}, or over `MAX_REFERENCES` of them.
+    """
+    references = 0
+    for text in _strings(content):
+        rest, found = text, 1
+        while found:  # from the inside: one may stand in another's default
+            references += sum(not m[1].startswith("oc.env:") for m in ALLOWED.finditer(rest))
+            rest, found = ALLOWED.subn("\0", rest)
+        if "${" in rest:
+            raise ValueError(
+                f"config: {text!r} is not allowed; only ${{key.path}} and "
+                "${oc.env:HYBRIDVIT_...} are, because resolved values are written to the "
+                "run's record"
+            )
+    if references > MAX_REFERENCES:
+        raise ValueError(
+            f"config: {references} references to other keys, over {MAX_REFERENCES}; write some "
+            "of them out"
+        )
+
+
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _strings(child)
