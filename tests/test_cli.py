@@ -299,6 +299,10 @@ def test_a_study_says_after_how_many_seeds_it_was_looked_at(
         page = Path("out/report.md").read_text()
         said.append("Pages of this study were made with 3, then 4 seeds" in page)
     assert said == [False, False, False, False, True]
+    # Runs of another length are others, which nobody has looked at.
+    more = [*TINY, "train.epochs=2"]
+    assert main(["study", "study.yaml", "--out", "out", "--seeds", "3", *more]) == 0
+    assert "Pages of this study" not in Path("out/report.md").read_text()
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

@@ -18,7 +18,8 @@ from hybridvit.studies.executors import Executor, Job
 from hybridvit.studies.executors.local import Local
 from hybridvit.studies.grid import Cell, Study
 from hybridvit.studies.needs import Needs, needs
-from hybridvit.studies.status import ERROR, PLAN, Live, Place, State, is_held, read_json
+from hybridvit.studies.plan_file import planned_names
+from hybridvit.studies.status import ERROR, Live, Place, State, is_held, read_json
 
 LOG = ".log"  # what a cell and its libraries print
 BUSY = 75  # exit code of a cell that another process is running
@@ -149,8 +150,7 @@ def check_plugins(study: Study, out: Path) -> None:
     now = {name: version for cell in study.cells for name, version in _plugins(cell).items()}
     if not now:
         return
-    planned = [c["name"] for c in (read_json(out / PLAN) or {}).get("cells", [])]
-    for folder in dict.fromkeys([*planned, *(cell.name for cell in study.cells)]):
+    for folder in sorted(planned_names(out) | {cell.name for cell in study.cells}):
         record = read_json(out / folder / "run.json") or {}
         has = {name: version for name, version in now.items() if name in record.get("plugins", {})}
         if record.get("status") == "complete" and (change := plugin_change(record, has)):

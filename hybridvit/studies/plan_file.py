@@ -19,6 +19,13 @@ def write_plan(out: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, out / PLAN)
 
 
+def planned_names(out: Path) -> set[str]:
+    """Names of the cells as last planned."""
+    cells = (read_json(out / PLAN) or {}).get("cells")
+    listed = cells if isinstance(cells, list) else []
+    return {cell["name"] for cell in listed if isinstance(cell, dict) and "name" in cell}
+
+
 def looks(out: Path) -> list[int]:
     """After how many seeds a page with verdicts was made, in order."""
     kept = (read_json(out / PLAN) or {}).get("looks")

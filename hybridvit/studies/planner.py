@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hybridvit.studies.cells import check_plugins
 from hybridvit.studies.executors import Executor
@@ -19,7 +20,7 @@ from hybridvit.studies.matching import (
     match,
     with_arms,
 )
-from hybridvit.studies.plan_file import looks, write_plan
+from hybridvit.studies.plan_file import looks, planned_names, write_plan
 from hybridvit.studies.timing import timed
 from hybridvit.studies.tuning import check_validation, kept_choices, planned
 
@@ -70,7 +71,7 @@ def _write(study: Study, arms: Sequence[Arm], kept: dict[str, Facts], out: Path)
         }
         for arm in arms
     ]
-    content = {
+    content: dict[str, Any] = {
         "schema": SCHEMA,
         "study": study.name,
         "title": study.title,
@@ -80,7 +81,9 @@ def _write(study: Study, arms: Sequence[Arm], kept: dict[str, Facts], out: Path)
         "baseline": study.baseline,
         "arms": budgets,
         **planned(study, kept_choices(study, out)),
-        "looks": looks(out),
         "measured": {key: dataclasses.asdict(facts) for key, facts in kept.items()},
     }
+    names = {cell["name"] for cell in content["cells"]}
+    # Of other runs, as of another length, there was no look.
+    content["looks"] = looks(out) if names & planned_names(out) else []
     write_plan(out, content)
