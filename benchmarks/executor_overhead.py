@@ -37,7 +37,7 @@ STUDY = "{title: T, question: Q, config: digits.yaml, axes: {stem: {linear: {}}}
 def by_study(study: Study, out: Path) -> None:
     """With the executor, on one core."""
     executor = Local(study.threads)
-    executor.cores = executor.slots = 1
+    executor.cores = 1
     assert run_study(study, out, executor=executor) == []
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ RANDAUGMENT = "rand-m9-n2-p1-inc1"
 def inputs(framework: str, job: Input) -> Turns:
     """Batches of a peer's loader, epoch after epoch."""
     loader, where = LOADERS[framework](job), device()
-    batches = _endless(loader)
+    batches = chain.from_iterable(repeat(loader))
 
     def step() -> int:
         images, _ = next(batches)
@@ -102,8 +103,3 @@ LOADERS: dict[str, Callable[[Input], Iterable[Any]]] = {
     "torchvision": torchvision_loader,
     "timm": timm_loader,
 }
-
-
-def _endless(loader: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        yield from loader

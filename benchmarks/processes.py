@@ -116,7 +116,7 @@ def run(command: list[str], **variables: str) -> str:
     Raises:
         ValueError: it fails.
     """
-    known = environment(ours=True) | variables
+    known = environment() | variables
     done = subprocess.run(
         command, env=known, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )

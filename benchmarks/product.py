@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,15 +32,9 @@ PRODUCTS = {
 def product() -> Turns:
     """The best product in each turn."""
 
-    def turn(seconds: float) -> float:
-        until, best = time.perf_counter() + seconds, 0.0
-        while True:
-            best = max(best, matrix_peak(device(), "bf16"))
-            if time.perf_counter() >= until:
-                return best
-
-    turn(0)
-    return Turns(turn, memory_used)
+    peak = partial(matrix_peak, device(), "bf16", None)
+    peak(0)
+    return Turns(peak, memory_used)
 
 
 def products(job: Training, overrides: list[str]) -> Turns:

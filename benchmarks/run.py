@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def contestants(case: str) -> Iterator[tuple[dict[str, Process], dict[str, str]]
                 print(f"{case}: without {name}: {skipped[name]}", flush=True)
                 continue
             started = time.perf_counter()
-            process = stack.enter_context(Process(case, name, contestant, folder))
+            process = stack.enter_context(closing(Process(case, name, contestant, folder)))
             answer = process.ask(do="build")
             took = time.perf_counter() - started
             if "skipped" in answer:

@@ -24,15 +24,13 @@ OURS: dict[str, dict[str, list[str]]] = {
 }
 OURS_FP32 = ["train.precision=fp32"]
 OURS_COMPILED = ["train.compile=whole"]  # beside those of the case
-# Variables of the environment that our processes get beside the user's own.
-OURS_ENVIRONMENT: dict[str, str] = {}
 
 
-def environment(*, ours: bool) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Of a process: the user's own, with this checkout before all else that Python finds."""
     path = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     joined = os.pathsep.join(filter(None, path))
-    return os.environ | {"PYTHONPATH": joined} | (OURS_ENVIRONMENT if ours else {})
+    return os.environ | {"PYTHONPATH": joined}
 
 
 @dataclass(frozen=True)

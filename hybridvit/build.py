@@ -7,18 +7,19 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hybridvit import draws
-from hybridvit.config import PARTS, PartConfig, RunConfig, shipped_folder
+from hybridvit.config import RunConfig, shipped_folder
 from hybridvit.contracts import DataSpec, Objective, Stem
 from hybridvit.data.catalog import datasets_table
 from hybridvit.data.splits import Split, sample, split_validation, subset
 from hybridvit.encoder.model import HybridViT
 from hybridvit.encoder.presets import ENCODERS
 from hybridvit.objectives import OBJECTIVES
+from hybridvit.patches import grid_of
 from hybridvit.registry import Parts, Registry, load_plugins
 from hybridvit.stems import STEMS
 from hybridvit.targets import TARGETS
@@ -45,26 +46,20 @@ def make_parts(plugins: list[str]) -> tuple[Parts, dict[str, str]]:
 
 def resolve(config: RunConfig, parts: Parts) -> RunConfig:
     """The config with every part's arguments checked and its defaults filled in."""
-    filled = {}
-    for section in PARTS:
-        part = getattr(config, section)
-        args = registry_of(parts, section).resolve(part.name, part.args)
-        filled[section] = dataclasses.replace(part, args=args)
-    args = filled["objective"].args
-    if "target_args" in args:  # a part within a part
-        args["target_args"] = parts.targets.resolve(args["target"], args["target_args"] or {})
-    return dataclasses.replace(config, **filled)
-
-
-def registry_of(parts: Parts, section: str) -> Registry[object]:
-    """The registry of a config section."""
-    registries: dict[str, Registry[object]] = {
+    registries: dict[str, Registry[Any]] = {
         "data": parts.datasets,
         "stem": parts.stems,
         "encoder": parts.encoders,
         "objective": parts.objectives,
     }
-    return registries[section]
+    filled = {}
+    for section, registry in registries.items():
+        part = getattr(config, section)
+        filled[section] = dataclasses.replace(part, args=registry.resolve(part.name, part.args))
+    args = filled["objective"].args
+    if "target_args" in args:  # a part within a part
+        args["target_args"] = parts.targets.resolve(args["target"], args["target_args"] or {})
+    return dataclasses.replace(config, **filled)
 
 
 def make_dataset(config: RunConfig, parts: Parts) -> Dataset:
@@ -95,7 +90,7 @@ def make_model(config: RunConfig, parts: Parts, spec: DataSpec) -> HybridViT:
     encoder_args = parts.encoders.resolve(config.encoder.name, config.encoder.args)
     with seeded(config.seed, "stem"):
         stem = parts.stems.build(config.stem.name, config.stem.args, dim=encoder_args["dim"])
-    grid = grid_of(spec.image_size, stem.patch_px, config.stem)
+    grid = grid_of(spec.image_size, stem.patch_px)
     check_stem(stem, config.stem.name, spec.image_size, (*grid, encoder_args["dim"]))
     with seeded(config.seed, "encoder"):
         encoder = parts.encoders.build(config.encoder.name, config.encoder.args, grid=grid)
@@ -116,21 +111,6 @@ def make_objective(config: RunConfig, parts: Parts, spec: DataSpec) -> Objective
             targets=parts.targets,
         )
     return objective
-
-
-def grid_of(size: tuple[int, int], patch_px: int, stem: PartConfig) -> tuple[int, int]:
-    """Tokens per column and row.
-
-    Raises:
-        ValueError: the stride does not divide the image.
-    """
-    if size[0] % patch_px or size[1] % patch_px:
-        larger = -(-max(size) // patch_px) * patch_px
-        raise ValueError(
-            f"stem {stem.name!r} has stride {patch_px}, which does not divide images of "
-            f"{size[0]} x {size[1]} px; set data.args.image_size={larger} or change the stem"
-        )
-    return size[0] // patch_px, size[1] // patch_px
 
 
 def check_stem(

@@ -135,6 +135,11 @@ class TrainConfig:
     picture_epochs: float = 10.0
     tensorboard: bool = False
 
+    @property
+    def micro_batch(self) -> int:
+        """Images that are computed at a time."""
+        return self.batch_size // self.accumulate
+
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "train.epochs", self.epochs, "above 0")
         _require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")

@@ -257,18 +257,21 @@ def _is_plain(annotation: Any) -> bool:
 
 def fits(value: Any, annotation: Any) -> bool:
     """Whether a YAML value has an annotated type; ints pass as floats, lists as tuples."""
-    if annotation in (Any, inspect.Parameter.empty):
+    if annotation is Any:
         return True
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, option) for option in args)
     if origin is typing.Literal:
         return value in args and type(value) in {type(a) for a in args}
+    if origin is tuple and args[-1] is not Ellipsis:
+        of_length = isinstance(value, list | tuple) and len(value) == len(args)
+        return of_length and all(map(fits, value, args))
     if origin in (list, tuple):
         return isinstance(value, list | tuple) and all(fits(v, args[0]) for v in value)
     if origin is dict:
         return isinstance(value, dict) and all(fits(v, args[1]) for v in value.values())
-    if annotation is None or annotation is type(None):
+    if annotation is type(None):
         return value is None
     if annotation is float:
         return type(value) in (int, float) and math.isfinite(value)

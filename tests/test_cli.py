@@ -74,7 +74,7 @@ BAD_OVERRIDES: list[tuple[str, str]] = [
     ("plugins=my_stems", "plugins='my_stems' should be list[str]"),
     ("stem.name=linaer", "unknown stem 'linaer', did you mean 'linear'?"),
     ("stem.args.pach=2", "no argument 'pach', did you mean 'patch'?"),
-    ("stem.args.patch=3", "stride 3, which does not divide images of 8 x 8 px"),
+    ("stem.args.patch=3", "a stride of 3 px does not divide images of 8 x 8 px"),
     ("stem.args.patch=0", "patch=0 must be at least 1 pixel"),
     ("stem={name: resnet, args: {width: 0.3}}", "width=0.3 must be a multiple of 1/32"),
     ("stem={name: resnet, args: {blocks: [1], strides: [1, 2]}}", "2 strides for 1 stages"),

@@ -16,7 +16,7 @@ def attention_maps(model: HybridViT, images: Tensor) -> list[Tensor]:
 
     The T = P + N tokens are class and register tokens first, then patches in row-major order;
     rows are queries and add up to 1. Dosovitskiy et al. 2021, Appendix D.7 and D.8, look at them.
-    Training attends as fast as before: nothing is kept for this, the weights are computed anew.
+    Training keeps nothing for this; the weights are computed anew.
     """
     maps: list[Tensor] = []
 

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from hybridvit import draws
 from hybridvit.contracts import Batch, Objective, Prediction, Stem
-from hybridvit.objectives.hiding import as_pixels
-from hybridvit.patches import check_divides, patchify
+from hybridvit.patches import as_pixels, grid_of, patchify
 
 THRESHOLD = 0.01  # of a token's norm
 PROBED = 4  # patches: the middle one, a corner, and two others
@@ -80,8 +79,7 @@ def mixing(
     Raises:
         ValueError: the stem's stride does not divide the images.
     """
-    check_divides(images, stem.patch_px)
-    h, w = images.shape[-2] // stem.patch_px, images.shape[-1] // stem.patch_px
+    h, w = grid_of(images.shape[-2:], stem.patch_px)
     probe = copy.deepcopy(stem).to(images).train(training)
     places = _places(h, w)
     generator = torch.Generator().manual_seed(_NOISE)

@@ -31,7 +31,7 @@ from hybridvit.conformance.suite import (
     seeded,
 )
 from hybridvit.contracts import Stem, Tokens
-from hybridvit.patches import patchify, take, unpatchify
+from hybridvit.patches import grid_of, patchify, take, unpatchify
 
 DIM = 64
 LEAST_SIDE = 32  # pixels: what a stem of small stride is tried on
@@ -182,7 +182,7 @@ class StemConformance(Suite):
         for mode, training in MODES.items():
             stem = self.lively().train(training)
             images = noise(2, 3, *sized(stem, 4, 6))
-            grid = (images.shape[-2] // stem.patch_px, images.shape[-1] // stem.patch_px)
+            grid = grid_of(images.shape[-2:], stem.patch_px)
             everything = torch.ones(2, *grid, dtype=torch.bool)
             gap = relative(quiet(stem, images, everything), quiet(stem, images))
             require(
@@ -224,7 +224,7 @@ class StemConformance(Suite):
     def test_input_is_kept(self) -> None:
         stem = self.lively().train()
         images = noise(2, 3, *sized(stem, 4, 6))
-        grid = (images.shape[-2] // stem.patch_px, images.shape[-1] // stem.patch_px)
+        grid = grid_of(images.shape[-2:], stem.patch_px)
         visible = torch.rand(2, *grid, generator=torch.Generator().manual_seed(3)) < 0.5
         before = images.clone(), visible.clone()
         with torch.no_grad():
@@ -336,9 +336,9 @@ def shown(stem: Stem, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def quiet(stem: Stem, images: Tensor, visible: Tensor | None = None, *, seed: int = 0) -> Tensor:
+def quiet(stem: Stem, images: Tensor, visible: Tensor | None = None) -> Tensor:
     """Tokens of a copy, in its mode, with the global generators seeded."""
-    with seeded(seed):
+    with seeded(0):
         x: Tensor = copy.deepcopy(stem)(images, visible).x
     return x
 

@@ -94,11 +94,6 @@ def resize(images: Tensor, boxes: Boxes, size: tuple[int, int], flipped: Tensor)
     return scaled
 
 
-def as_bytes(values: Tensor) -> Tensor:
-    """Floats in [0, 256) cut to uint8; by way of int32, for which a CPU has instructions."""
-    return values.int().to(torch.uint8)
-
-
 def inside(boxes: Boxes, size: tuple[int, int]) -> Tensor:
     """(B, H, W) bool: which pixels of images of that size are inside their box."""
     spans = []

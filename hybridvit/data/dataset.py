@@ -123,9 +123,9 @@ def hold_out(labels: Tensor, classes: list[str]) -> tuple[Tensor, Tensor, list[s
     """Positions (train, test) for a set without a test split, and notes that say so."""
     train, test = split_validation(labels, TEST_FRACTION)
     notes = [f"no test split of its own: {len(test)} of {len(labels)} images are held out by class"]
-    counts = torch.bincount(labels, minlength=len(classes)).tolist()
-    if single := [name for name, count in zip(classes, counts, strict=True) if count == 1]:
-        notes.append(f"classes with one image keep it in training: {some(single)}")
+    tested = set(labels[test].tolist())
+    if untested := [name for label, name in enumerate(classes) if label not in tested]:
+        notes.append(f"classes of too few images for a test image: {some(untested)}")
     return train, test, notes
 
 

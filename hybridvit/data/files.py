@@ -119,11 +119,11 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def some(names: Iterable[str], limit: int = 5) -> str:
-    """The first names, quoted, and how many more there are."""
+def some(names: Iterable[str]) -> str:
+    """The first five names, quoted, and how many more there are."""
     listed = list(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(repr(name) for name in listed[:limit]) + more
+    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+    return ", ".join(repr(name) for name in listed[:5]) + more
 
 
 def open_image(path: str) -> Image.Image:

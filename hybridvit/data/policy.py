@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridvit import draws
-from hybridvit.data.crops import as_bytes
 
 Policy = Literal["none", "rand", "trivial"]
 
@@ -235,7 +234,7 @@ def _blend(images: Tensor, others: Tensor, strength: Tensor) -> Tensor:
 
 def _cut(values: Tensor) -> Tensor:
     """Grey values cut to whole ones, as torchvision does; overwrites those given."""
-    return as_bytes(values.clamp_(0, 255))
+    return values.clamp_(0, 255).int().to(torch.uint8)  # int32, for which a CPU has instructions
 
 
 def _per_image(amount: Tensor) -> Tensor:

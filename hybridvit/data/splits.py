@@ -155,11 +155,11 @@ def subset(split: AnySplit, indices: Tensor) -> AnySplit:
     return part
 
 
-def split_validation(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+def split_validation(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Positions (train, validation), ascending, with the same fraction of each class.
 
-    The images are chosen by a hash of their position, so the split depends on the labels,
-    `fraction` and `seed` alone; runs that share them share the split. A class gives
+    The images are chosen by a hash of their position, so the split depends on the labels
+    and `fraction` alone; runs that share them share the split. A class gives
     `fraction` of its images, rounded, and keeps at least one for training.
 
     Raises:
@@ -172,7 +172,7 @@ def split_validation(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Te
     if fraction == 0:
         return torch.arange(len(labels)), torch.arange(0)
     position = torch.arange(len(labels))
-    keys = draws.image_keys(seed, torch.zeros_like(position), position)
+    keys = draws.image_keys(0, torch.zeros_like(position), position)
     shuffled = draws.integers(keys, VALIDATION, 1, 2**62)[:, 0].argsort(stable=True)
     grouped = shuffled[labels[shuffled].argsort(stable=True)]  # by class, shuffled within it
     counts = torch.bincount(labels)

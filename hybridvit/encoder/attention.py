@@ -42,7 +42,7 @@ def attend(
     logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=shape[-1] ** -0.5)
     if bias is not None:
         logits = (logits.unflatten(0, shape[:2]) + bias).flatten(0, 1)
-    attended: Tensor = F.dropout(logits.softmax(dim=-1), dropout) @ v
+    attended: Tensor = F.dropout(logits.softmax(dim=-1), dropout).to(v.dtype) @ v
     whole: Tensor = attended.unflatten(0, shape[:2])
     return whole
 

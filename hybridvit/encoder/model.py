@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hybridvit.contracts import Stem, Tokens
 from hybridvit.encoder.layout import laid_out
 from hybridvit.encoder.vit import Encoder
-from hybridvit.patches import patchify, take, unpatchify
+from hybridvit.patches import grid_of, patchify, take, unpatchify
 
 
 class HybridViT(nn.Module):
@@ -65,7 +65,7 @@ class HybridViT(nn.Module):
             x = self.stem(strip).x
         else:
             x = take(self.stem(laid_out(normalised, self.stem), visible).x, keep)
-        return Tokens(x, (images.shape[-2] // p, images.shape[-1] // p), keep)
+        return Tokens(x, grid_of(images.shape[-2:], p), keep)
 
     def features(self, images: Tensor) -> Tensor:
         """One feature vector an image, (B, D): what every probe uses."""

@@ -92,8 +92,8 @@ def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False
     rates = sorted(images / spent for spent in whole)
     memory = memory_used(steps.fabric.device)  # before the products below take theirs
     spec = steps.session.dataset.spec()
-    micro = images // steps.config.train.accumulate
-    counted = cost.measure(steps.session.objective, spec.image_size, micro)
+    micro_batch = steps.config.train.micro_batch
+    counted = cost.measure(steps.session.objective, spec.image_size, micro_batch)
     peak = matrix_peak(steps.fabric.device, steps.config.train.precision)
     forward, backward = counted.forward_flops, counted.backward_flops
     flops = None if forward is None or backward is None else forward + backward

@@ -68,38 +68,50 @@ def _encoder_words(encoder: Encoder) -> str:
 
 
 def _costs(model: dict[str, Any], config: RunConfig) -> dict[str, str]:
-    flops = model["flops"]
-    if flops["forward"] is None:
+    flops, memory = model["flops"], training_memory(model, config)
+    if memory is None:
         return {"FLOPs an image": "cannot be counted: the objective's shapes depend on its data"}
-    micro_batch = config.train.batch_size // config.train.accumulate
-    memory = cost.memory_bytes(
-        model["parameters"]["total"],
-        model["activation_bytes"] * micro_batch,
-        ema=config.train.ema is not None,
-    )
     return {
         "FLOPs an image": f"forward {flops['forward'] / 1e9:.4g} G, backward "
         f"{flops['backward'] / 1e9:.4g} G (2 per multiply-add)",
-        "memory": f"about {memory / 2**30:.2f} GiB to train in float32 with {micro_batch} images "
-        "at a time",
+        "memory": f"about {memory / 2**30:.2f} GiB to train in float32 with "
+        f"{config.train.micro_batch} images at a time",
     }
 
 
-def _data(config: RunConfig, parts: Parts) -> tuple[DataSpec, str, Batch]:
-    """What the model must fit, how it is known, and images to measure on; a set that is not here
-    may still be planned for, if the config says its image size."""
-    size = config.data.args.get("image_size")
+def planned_data(config: RunConfig, parts: Parts) -> tuple[DataSpec, Dataset | None]:
+    """What the model must fit, and the data set; a set that is not here may still be planned for.
+
+    Raises:
+        ValueError: it is not here, and the config does not say its image size.
+    """
     try:
         dataset = build.make_dataset(config, parts)
     except AbsentData as error:
+        size = config.data.args.get("image_size")
         if not size:
-            hint = "or set data.args.image_size to describe it without"
-            raise ValueError(f"{error}; {hint}") from None
-        spec = DataSpec(ASSUMED_CLASSES, (size, size), 3, (0.5,) * 3, (0.5,) * 3)
-        text = f"{config.data.name} is not here; assumed: {size} px, 1000 classes, colour"
-        return spec, f"{text}; measured on noise", _noise(spec.image_size)
-    spec = dataset.spec()
+            hint = "or set data.args.image_size to plan without it"
+            raise AbsentData(f"{error}; {hint}") from None
+        return DataSpec(ASSUMED_CLASSES, (size, size), 3, (0.5,) * 3, (0.5,) * 3), None
+    return dataset.spec(), dataset
+
+
+def training_memory(model: dict[str, Any], config: RunConfig) -> int | None:
+    """Bytes that training takes in float32; none where activations cannot be counted."""
+    if model["flops"]["forward"] is None:
+        return None
+    activations: int = model["activation_bytes"] * config.train.micro_batch
+    total: int = model["parameters"]["total"]
+    return cost.memory_bytes(total, activations, ema=config.train.ema is not None)
+
+
+def _data(config: RunConfig, parts: Parts) -> tuple[DataSpec, str, Batch]:
+    """What the model must fit, how it is known, and images to measure on."""
+    spec, dataset = planned_data(config, parts)
     height, width = spec.image_size
+    if dataset is None:
+        text = f"{config.data.name} is not here; assumed: {height} px, 1000 classes, colour"
+        return spec, f"{text}; measured on noise", _noise(spec.image_size)
     train, _ = build.make_splits(config, dataset)
     text = f"{dataset.name}, {len(train)} training images of {height} x {width} px"
     batch = probe_batch(train, spec.image_size, "cpu")
@@ -113,7 +125,8 @@ def fingerprints(dataset: Dataset, *, tests: bool) -> dict[str, str]:
 
 
 def describe_data(dataset: Dataset, train: int, val: int, *, tests: bool) -> dict[str, Any]:
-    """What a data set is, and how many images of it train and validate; whether others test."""
+    """What a data set is, and how many images of it train and validate; what tells its test images
+    apart, if they are used."""
     return {
         "name": dataset.name,
         **fingerprints(dataset, tests=tests),
@@ -133,7 +146,7 @@ def describe_data(dataset: Dataset, train: int, val: int, *, tests: bool) -> dic
 def describe_model(objective: Objective, spec: DataSpec, config: RunConfig) -> dict[str, Any]:
     """Tokens, stride, receptive field, parameters and FLOPs of an objective's model."""
     stem, grid = objective.model.stem, objective.model.encoder.grid
-    micro_batch = config.train.batch_size // config.train.accumulate
+    micro_batch = config.train.micro_batch
     spent = kept = cost.measure(objective, spec.image_size, micro_batch)
     if config.train.grad_checkpointing:  # whose FLOPs are not the method's
         with blocks_run_by(objective, recomputed):

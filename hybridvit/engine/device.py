@@ -11,7 +11,6 @@ import torch
 from hybridvit.config import Precision
 from hybridvit.engine.runlog import cores
 
-SIZES = {"cuda": 8192}  # rows and columns of products that keep a device busy; CPUs need fewer
 SLOW = 4  # times float32's time; CPUs with AVX-512 that only convert operands take less
 
 
@@ -64,7 +63,7 @@ def matrix_peak(
     Args:
         size: rows and columns; by default so many that a device is busy.
     """
-    n = size or SIZES.get(device.type, 2048)
+    n = size or (8192 if device.type == "cuda" else 2048)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     count = 20 if device.type == "cuda" else 1

@@ -59,7 +59,6 @@ def _predictions(split: Split, dataset: Dataset) -> tuple[np.ndarray, dict[str, 
 
 
 def _pixels(split: Split, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    size = split.read(0).shape[-2:]
-    batches = list(eval_batches(split, (size[0], size[1]), 4096, torch.device("cpu")))
+    batches = list(eval_batches(split, split.size, 4096, torch.device("cpu")))
     images = torch.cat([b.images[:, :channels].flatten(1) for b in batches])
     return images.numpy(), torch.cat([b.labels for b in batches]).numpy()

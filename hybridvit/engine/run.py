@@ -288,7 +288,6 @@ class Session:
 
     def final_results(self) -> dict[str, float]:
         """Accuracy and probes on the test split, which nothing has looked at before."""
-        self.fabric.to_device(self.objective)
         model, labels = self.evaluated(), self.dataset.test.labels
         results = {} if model.head is None else self.evaluator.validation(model)
         predicted = self.evaluator.head(model)

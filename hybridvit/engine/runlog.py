@@ -221,7 +221,7 @@ def environment() -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "code": {"version": __version__, "results_version": RESULTS_VERSION, **git_state()},
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "hardware": {
             "cpu": _cpu(),
             "cores": cores(),
@@ -242,7 +242,8 @@ def cores() -> int:
         return allowed
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -13,16 +13,23 @@ from hybridvit.encoder.model import HybridViT
 
 @torch.no_grad()
 def predictions(model: HybridViT, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """The class of the highest logit and the label of each image, (N,) int64 on the CPU; restores
-    the training mode."""
+    """The class of the highest logit and the label of each image, (N,) int64 on the CPU."""
+    return over(model, batches, lambda images: model(images).argmax(dim=1))
+
+
+def over(
+    model: HybridViT, batches: Iterable[Batch], of: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What a function of the model in eval mode gives of all images, and their labels, on the CPU;
+    restores the training mode."""
     training = model.training
     model.eval()
-    predicted, labels = [], []
+    given, labels = [], []
     for batch in batches:
-        predicted.append(model(batch.images).argmax(dim=1).cpu())
+        given.append(of(batch.images).cpu())
         labels.append(batch.labels.cpu())
     model.train(training)
-    return torch.cat(predicted), torch.cat(labels)
+    return torch.cat(given), torch.cat(labels)
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:

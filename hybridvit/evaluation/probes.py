@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hybridvit.contracts import Batch
 from hybridvit.encoder.model import HybridViT
+from hybridvit.evaluation.accuracy import over
 
 NEIGHBOURS, TEMPERATURE = 20, 0.1
 PROTOCOL = {
@@ -25,14 +26,7 @@ PROTOCOL = {
 @torch.no_grad()
 def extract(model: HybridViT, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     """Frozen features (N, D) float32 and labels (N,) on the CPU."""
-    training = model.training
-    model.eval()
-    features, labels = [], []
-    for batch in batches:
-        features.append(model.features(batch.images).float().cpu())
-        labels.append(batch.labels.cpu())
-    model.train(training)
-    return torch.cat(features), torch.cat(labels)
+    return over(model, batches, lambda images: model.features(images).float())
 
 
 def knn(

@@ -132,12 +132,7 @@ def norm_eps(model: Any) -> float:
     """The epsilon that all layer norms share."""
     norms = [model.norm_pre, model.norm, model.fc_norm]
     for block in model.blocks:
-        norms += [getattr(block, name, None) for name in ("norm1", "norm2")]
-        norms += (
-            [getattr(block.attn, name, None) for name in ("q_norm", "k_norm")]
-            if hasattr(block, "attn")
-            else []
-        )
+        norms += [block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm]
     norms += [] if model.attn_pool is None else [getattr(model.attn_pool, "norm", None)]
     norms = [norm for norm in norms if not is_identity(norm)]
     for norm in norms:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, remove_weight_norm
 
-from hybridvit.contracts import Batch, DataSpec, Objective, StepOutput
+from hybridvit.contracts import Batch, Objective, StepOutput
 from hybridvit.encoder.attention import Attention
 from hybridvit.encoder.block import Block
 from hybridvit.objectives.views import both_views, no_autocast, picture_rows, spread, widened
@@ -45,7 +45,6 @@ class DINO(Objective):
         self,
         *,
         model: HybridViT,
-        data: DataSpec,
         hidden_dim: int = 512,
         bottleneck_dim: int = 256,
         output_dim: int = 4096,

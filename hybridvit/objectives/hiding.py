@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hybridvit import draws
 from hybridvit.contracts import Batch, DataSpec, Prediction, Stem, StepOutput, Target, Tokens
 from hybridvit.objectives.masking import Masking, kept
-from hybridvit.patches import patchify, put, take, unpatchify
+from hybridvit.patches import as_pixels, grid_of, patchify, put, take, unpatchify
 
 if TYPE_CHECKING:
     from hybridvit.encoder.model import HybridViT
@@ -94,12 +94,6 @@ def show(model: HybridViT, batch: Batch, masking: Masking, fill: Fill) -> Shown:
     return Shown(hidden, seen, tokens, kept(~hidden, masking.hidden))
 
 
-def as_pixels(patches: Tensor, images: Tensor) -> Tensor:
-    """(B, h, w) values of patches to (B, 1, H, W) of the images' pixels."""
-    p = images.shape[-1] // patches.shape[-1]
-    return patches.repeat_interleave(p, dim=1).repeat_interleave(p, dim=2)[:, None]
-
-
 def with_mask_tokens(tokens: Tokens, mask_token: Tensor) -> Tensor:
     """(B, h * w, D): the given tokens at their places, the mask token (1, 1, D) at all others."""
     x, index = tokens.x, tokens.index
@@ -141,6 +135,6 @@ def picture_rows(target: Target, prediction: Prediction, batch: Batch) -> dict[s
 def paste(images: Tensor, patches: Tensor, where: Tensor) -> Tensor:
     """Images (B, 3, H, W) with patches (B, M, C, P, P) at positions (B, M), grey ones repeated."""
     p = patches.shape[-1]
-    grid = (images.shape[-2] // p, images.shape[-1] // p)
+    grid = grid_of(images.shape[-2:], p)
     flat = patches.expand(-1, -1, 3, -1, -1).flatten(2).to(images.dtype)
     return unpatchify(put(patchify(images, p), where, flat), grid, p)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hybridvit.contracts import Batch, DataSpec, Objective, Prediction, StepOutput, Tokens
 from hybridvit.objectives.hiding import Fill, FillKind, picture_rows, score
 from hybridvit.objectives.masking import bert_corruption, corrupted_count
-from hybridvit.patches import patchify, take, unpatchify
+from hybridvit.patches import grid_of, patchify, take, unpatchify
 
 if TYPE_CHECKING:
     from hybridvit.encoder.model import HybridViT
@@ -76,7 +76,7 @@ class MaskedPatch(Objective):
     def predict(self, batch: Batch) -> Prediction:
         """Corrupt the images and predict the corrupted patches."""
         images, p = batch.images, self.model.stem.patch_px
-        grid = (images.shape[-2] // p, images.shape[-1] // p)
+        grid = grid_of(images.shape[-2:], p)
         corrupted, masked, source = bert_corruption(
             batch.key,
             grid[0] * grid[1],

@@ -140,10 +140,8 @@ def bert_corruption(
     is_replaced = none.scatter(1, corrupted, (how >= masked) & (how < masked + replaced))
 
     hidden = is_masked | is_replaced
-    kept_first = torch.argsort(hidden.to(torch.int8), dim=1, stable=True)
-    kept = count - hidden.sum(dim=1, keepdim=True)
-    choice = (draws.uniform(key, _SOURCE, count) * kept).long()  # (B, N), each below `kept`
+    left = count - hidden.sum(dim=1, keepdim=True)
+    choice = (draws.uniform(key, _SOURCE, count) * left).long()  # (B, N), each below `left`
     own = torch.arange(count, device=key.device).expand_as(choice)
-    return Corruption(
-        corrupted, is_masked, torch.where(is_replaced, kept_first.gather(1, choice), own)
-    )
+    source = torch.where(is_replaced, kept(hidden, count).gather(1, choice), own)
+    return Corruption(corrupted, is_masked, source)

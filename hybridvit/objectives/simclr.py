@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch.fx.experimental._config as fx_config
 from torch import Tensor
 
-from hybridvit.contracts import Batch, DataSpec, Objective, StepOutput
+from hybridvit.contracts import Batch, Objective, StepOutput
 from hybridvit.objectives.views import both_views, no_autocast, picture_rows, spread, widened
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class SimCLR(Objective):
         self,
         *,
         model: HybridViT,
-        data: DataSpec,
         temperature: float = 0.5,
         hidden_dim: int = 512,
         output_dim: int = 128,

@@ -1,5 +1,5 @@
 """What stays outside of compiled graphs. Importing this takes a second, for torch's compiler:
-objectives import it when they are made, and `hybridvit list` does not."""
+objectives import it in their forward pass, and `hybridvit list` does not."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridvit.report.arms import Arm
-from hybridvit.report.runs import Run, number
+from hybridvit.report.runs import Run, mapping
+from hybridvit.studies.status import number
 
 HEADINGS = (
     "arm",
@@ -45,10 +46,10 @@ class Measured:
 def measured(run: Run, when: str) -> Measured | None:
     """What the record of a run says of its stem and its hidden pixels, `fresh` or `trained`."""
     section = run.section("leakage") if when == "fresh" else run.summary.get("leakage")
-    mixing = _mapping(_mapping(section).get("mixing"))
+    mixing = mapping(section, ("mixing",))
     if not mixing:
         return None
-    hidden = _mapping(_mapping(section).get("hidden"))
+    hidden = mapping(section, ("hidden",))
     shares = [number(hidden.get(key)) for key in ("tokens", "outputs", "gradient")]
     known = tuple(share for share in shares if share is not None)
     return Measured(
@@ -134,10 +135,6 @@ def _leaked(run: Run) -> str:
 
 def _per_cent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.3g}"
-
-
-def _mapping(node: Any) -> dict[str, Any]:
-    return node if isinstance(node, dict) else {}
 
 
 def _numbers(node: Any, most: int) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""The report's files: one offline HTML page, and the same as Markdown, CSV and LaTeX."""
+"""What all files of a report are made from, and the offline HTML page."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from hybridvit.report.arms import Arm, Comparison, compare, group
 from hybridvit.report.caveats import caveats
 from hybridvit.report.cost import matched
 from hybridvit.report.plots import key, plots
-from hybridvit.report.runs import Run, clean, read_picture
+from hybridvit.report.runs import Run, read_picture
 from hybridvit.report.study import Plan, read_plan
+from hybridvit.studies.status import clean
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_PICTURES = 24

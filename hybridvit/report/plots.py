@@ -11,8 +11,9 @@ from hybridvit.report.curves import curves
 from hybridvit.report.leakage import WHEN, measured
 from hybridvit.report.marks import COLOURS, GLYPHS, Plot, Point, line, points, safe, slug
 from hybridvit.report.runs import Run
-from hybridvit.report.tables import Row, shorten
+from hybridvit.report.tables import Row
 from hybridvit.studies.statistics import mean_interval
+from hybridvit.studies.status import shorten
 
 ROW_PX = 48
 MAX_CROSSINGS = 4  # of more, the text under the plot tells

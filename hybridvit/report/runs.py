@@ -8,13 +8,14 @@ escapes, bidirectional overrides) on the way in.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from hybridvit.studies.status import clean, number
 
 SCHEMA = 1  # of run.json and summary.json
 MAX_RECORD = 1 << 20  # bytes of a JSON or YAML file
@@ -34,8 +35,8 @@ KINDS = ("train", "pixels", "tune")
 class Run:
     """One run directory.
 
-    `metrics` holds one entry a step, in order, with all that was logged at it; `results` and
-    `protocol` are empty unless the run is complete. Accuracies are fractions.
+    `metrics` holds one entry a step, in order, with all that was logged at it; `summary` and
+    `results`, which are accuracies in [0, 1], are empty unless the run is complete.
     """
 
     path: Path
@@ -129,14 +130,15 @@ class Run:
 
     def section(self, *keys: str) -> dict[str, Any]:
         """A nested mapping of run.json; empty where it is missing or no mapping."""
-        return _mapping(self.record, keys)
+        return mapping(self.record, keys)
 
     def settings(self, *keys: str) -> dict[str, Any]:
         """A nested mapping of config.yaml, likewise."""
-        return _mapping(self.config, keys)
+        return mapping(self.config, keys)
 
 
-def _mapping(node: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+def mapping(node: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+    """What lies below the keys of a record; empty where that is missing or no mapping."""
     for key in keys:
         node = node.get(key) if isinstance(node, dict) else None
     return node if isinstance(node, dict) else {}
@@ -146,13 +148,6 @@ def part_name(config: dict[str, Any], part: str) -> str:
     """Name of a config's part, `?` where it has none."""
     section = config.get(part)
     return str(section.get("name", "?")) if isinstance(section, dict) else "?"
-
-
-def clean(text: str) -> str:
-    """A text on one line, without control, format or surrogate characters."""
-    if text.isprintable():  # most are
-        return text
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def read_run(path: Path) -> Run:
@@ -199,7 +194,7 @@ def read_run(path: Path) -> Run:
     summary = read_json(path, "summary.json")
     found = summary.get("results")
     pairs = found.items() if isinstance(found, dict) else ()
-    results = {k: n for k, v in pairs if (n := number(v)) is not None}
+    results = {k: n for k, v in pairs if (n := number(v)) is not None and 0 <= n <= 1}
     return replace(run, summary=summary, results=results)
 
 
@@ -425,16 +420,6 @@ def _clean_tree(node: Any) -> Any:
     if node is None or isinstance(node, bool | int | float):
         return node
     return clean(str(node))
-
-
-def number(value: Any) -> float | None:
-    """A finite number of a record; none for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
 
 
 def _count(section: dict[str, Any], key: str) -> int | None:

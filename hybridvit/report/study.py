@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hybridvit.report.runs import MAX_PLAN, Run, number, read_json, read_yaml
+from hybridvit.report.runs import MAX_PLAN, Run, read_json, read_yaml
 from hybridvit.studies.choices import Choice, from_plain
-from hybridvit.studies.status import PLAN, study_name
+from hybridvit.studies.status import PLAN, number, study_name
 
 REPORTED = ("train", "pixels")  # kinds of cells that a report shows
 

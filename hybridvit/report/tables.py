@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from hybridvit.report.arms import Arm, Comparison
 from hybridvit.studies.statistics import Difference, mean_std
+from hybridvit.studies.status import columns, shorten
 
 WIDTH = 120  # columns of the plain-text table
 HEADINGS = (
@@ -154,19 +155,10 @@ def _counted(comparisons: Sequence[Comparison], who: str) -> str:
     )
 
 
-def not_beaten(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Training that is not shown to beat the untrained encoder: its interval reaches zero."""
-    return [
-        c
-        for c in comparisons
-        if c.kind == "training" and c.difference and c.difference.verdict != "better"
-    ]
-
-
 def longer_hint(comparisons: Sequence[Comparison], longer: str | None) -> str | None:
     """What leads in the command for a longer run, where training is not shown to help."""
-    ended = [c.difference for c in not_beaten(comparisons) if c.difference]
-    if longer is None or all(d.verdict == "diverged" for d in ended):
+    verdicts = {c.difference.verdict for c in comparisons if c.kind == "training" and c.difference}
+    if longer is None or verdicts <= {"better", "diverged"}:
         return None
     return "Training may have been too short to show anything; a longer run:"
 
@@ -176,16 +168,10 @@ def plain_text(
 ) -> str:
     """The table for a terminal: aligned, at most `WIDTH` columns, verdicts and caveats below."""
     table = [HEADINGS, *(row.cells() for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(HEADINGS))]
-    others = sum(widths[1:]) + 2 * (len(widths) - 1)
-    widths[0] = max(min(widths[0], WIDTH - others), 8)
-    lines = []
-    for cells in table:
-        label = shorten(cells[0], widths[0]).ljust(widths[0])
-        metric = cells[1].ljust(widths[1])
-        numbers = (c.rjust(w) for c, w in zip(cells[2:], widths[2:], strict=True))
-        lines.append("  ".join((label, metric, *numbers)).rstrip())
-    lines.insert(1, "-" * max(len(line) for line in lines))
+    others = sum(2 + max(len(line[i]) for line in table) for i in range(1, len(HEADINGS)))
+    width = max(WIDTH - others, 8)  # of the labels
+    short = [(shorten(label, width), *cells) for label, *cells in table]
+    lines = columns(short, right=range(2, len(HEADINGS)))
     verdicts = [f"- {subject(c)}: {in_words(c)}" for c in comparisons]
     for block in (headline(comparisons), verdicts, [f"Caveat: {c}" for c in caveats]):
         if block:
@@ -206,14 +192,6 @@ def points(d: Difference) -> tuple[str, str]:
         high = f"{100 * d.high:.{decimals}f}]" if d.high else "0)"
         interval = f"{low}, {high}"
     return f"{100 * d.mean:+.{decimals}f}", interval
-
-
-def shorten(text: str, width: int) -> str:
-    """The text within a width, its middle left out: ends tell arms apart."""
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def _wrap(text: str) -> list[str]:

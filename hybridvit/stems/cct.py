@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridvit.contracts import Stem, Tokens
-from hybridvit.patches import check_divides
+from hybridvit.patches import grid_of
 from hybridvit.stems.masked import as_tokens, check_kernel, hide
 
 
@@ -59,7 +59,7 @@ class CCTStem(Stem):
             self.convs.append(conv)
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
-        check_divides(images, self.patch_px)
+        grid_of(images.shape[-2:], self.patch_px)
         visible = visible if self.masked else None
         x = images
         for conv in self.convs:

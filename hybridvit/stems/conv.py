@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridvit.contracts import Stem, Tokens
-from hybridvit.patches import check_divides
+from hybridvit.patches import grid_of
 from hybridvit.stems.masked import Norm, as_tokens, hide, make_norm, normalise, projection
 
 
@@ -53,7 +53,7 @@ class ConvStem(Stem):
         self.proj = projection(channels[-1], dim)
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
-        check_divides(images, self.patch_px)
+        grid_of(images.shape[-2:], self.patch_px)
         visible = visible if self.masked else None
         x = hide(images, visible)
         for conv, norm in zip(self.convs, self.norms, strict=True):

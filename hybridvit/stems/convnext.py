@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybridvit.contracts import Stem, Tokens
 from hybridvit.encoder.mlp import Mlp
-from hybridvit.patches import check_divides
+from hybridvit.patches import grid_of
 from hybridvit.stems.masked import as_tokens, hide, projection
 
 _EPS = 1e-6  # of every LayerNorm, as in the paper's code
@@ -56,7 +56,7 @@ class ConvNeXtStem(Stem):
         self.proj = projection(channels[-1], dim)
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
-        check_divides(images, self.patch_px)
+        grid_of(images.shape[-2:], self.patch_px)
         visible = visible if self.masked else None
         x = _over_channels(self.root_norm, self.root(hide(images, visible)))
         for layer in self.layers:

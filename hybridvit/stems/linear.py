@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hybridvit.contracts import Stem, Tokens
-from hybridvit.patches import patchify
+from hybridvit.patches import grid_of, patchify
 
 
 class LinearStem(Stem):
@@ -29,4 +29,4 @@ class LinearStem(Stem):
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
         x = self.proj(patchify(images, self.patch_px))  # (B, N, 3 P^2) -> (B, N, D)
-        return Tokens(x, (images.shape[-2] // self.patch_px, images.shape[-1] // self.patch_px))
+        return Tokens(x, grid_of(images.shape[-2:], self.patch_px))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridvit.contracts import Tokens
+from hybridvit.patches import as_pixels
 
 Norm = Literal["group", "batch"]
 
@@ -24,7 +25,7 @@ Norm = Literal["group", "batch"]
 def hide(x: Tensor, visible: Tensor | None) -> Tensor:
     """Features (B, C, H, W) with zeros at hidden positions, whatever was there, NaN included."""
     # Not x * visible, which keeps NaN, nor masked_fill, which loses channels_last.
-    return x if visible is None else torch.where(_hidden(x, visible), 0, x)
+    return x if visible is None else torch.where(~as_pixels(visible, x), 0, x)
 
 
 def normalise(norm: nn.Module, x: Tensor, visible: Tensor | None) -> Tensor:
@@ -42,7 +43,7 @@ def normalise(norm: nn.Module, x: Tensor, visible: Tensor | None) -> Tensor:
     if visible is None:
         y: Tensor = norm(x)
         return y
-    hidden = _hidden(x, visible)
+    hidden = ~as_pixels(visible, x)
     if isinstance(norm, nn.GroupNorm):
         y = _group_norm(norm, x, hidden)
     elif isinstance(norm, nn.BatchNorm2d) and norm.training:
@@ -86,12 +87,6 @@ def check_kernel(stem: str, name: str, kernel: int, stride: int, least: int = 3)
             f"stem '{stem}': {name}={kernel} must be odd and at least {least} for a stride of "
             f"{stride}, which must be at least 1"
         )
-
-
-def _hidden(x: Tensor, visible: Tensor) -> Tensor:
-    """Hidden positions at the resolution of x, (B, 1, H, W)."""
-    scale = x.shape[-2] // visible.shape[-2]
-    return ~visible.repeat_interleave(scale, 1).repeat_interleave(scale, 2)[:, None]
 
 
 def _group_norm(norm: nn.GroupNorm, x: Tensor, hidden: Tensor) -> Tensor:

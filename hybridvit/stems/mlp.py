@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from hybridvit.contracts import Stem, Tokens
-from hybridvit.patches import patchify
+from hybridvit.patches import grid_of, patchify
 
 
 class MlpStem(Stem):
@@ -50,4 +50,4 @@ class MlpStem(Stem):
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
         x = self.layers(patchify(images, self.patch_px))  # (B, N, 3 P^2) -> (B, N, D)
-        return Tokens(x, (images.shape[-2] // self.patch_px, images.shape[-1] // self.patch_px))
+        return Tokens(x, grid_of(images.shape[-2:], self.patch_px))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hybridvit.contracts import Stem, Tokens
-from hybridvit.patches import check_divides
+from hybridvit.patches import grid_of
 from hybridvit.stems.masked import as_tokens, check_kernel, hide
 
 
@@ -37,6 +37,6 @@ class OverlapStem(Stem):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
-        check_divides(images, self.patch_px)
+        grid_of(images.shape[-2:], self.patch_px)
         tokens = as_tokens(self.proj(hide(images, visible if self.masked else None)))
         return tokens._replace(x=self.norm(tokens.x))

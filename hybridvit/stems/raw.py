@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hybridvit.contracts import Stem, Tokens
-from hybridvit.patches import patchify
+from hybridvit.patches import grid_of, patchify
 
 
 class RawStem(Stem):
@@ -32,7 +32,7 @@ class RawStem(Stem):
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
         x = patchify(images, self.patch_px) @ self.weight.mT  # (B, N, n) -> (B, N, D)
-        return Tokens(x, (images.shape[-2] // self.patch_px, images.shape[-1] // self.patch_px))
+        return Tokens(x, grid_of(images.shape[-2:], self.patch_px))
 
 
 def _orthogonal(rows: int, columns: int) -> Tensor:

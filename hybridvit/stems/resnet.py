@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridvit.contracts import Stem, Tokens
-from hybridvit.patches import check_divides
+from hybridvit.patches import grid_of
 from hybridvit.stems.masked import Norm, as_tokens, hide, make_norm, normalise, projection
 
 
@@ -76,7 +76,7 @@ class ResNetStem(Stem):
         self.patch_px = root_stride * (2 if root_pool else 1) * math.prod(strides) * patch
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
-        check_divides(images, self.patch_px)
+        grid_of(images.shape[-2:], self.patch_px)
         visible = visible if self.masked else None
         x = self.root(hide(images, visible))
         x = F.relu(normalise(self.root_norm, x, visible))

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from hybridvit.backbones import create_timm
 from hybridvit.contracts import Stem, Tokens
-from hybridvit.patches import check_divides
+from hybridvit.data.files import one_line
+from hybridvit.patches import grid_of
+from hybridvit.stems.masked import as_tokens, projection
 
 
 def timm_stem(
@@ -35,9 +37,7 @@ def timm_stem(
         raise ValueError(f"stem 'timm': patch={patch} must be at least 1")
     try:
         network = create_timm(backbone, pretrained, features_only=True, out_indices=(level,))
-        proj = nn.Conv2d(network.feature_info.channels()[-1], dim, patch, patch)
-        nn.init.trunc_normal_(proj.weight, std=proj.weight[0].numel() ** -0.5)
-        nn.init.zeros_(proj.bias)  # type: ignore[arg-type]  # Conv2d types it as optional
+        proj = projection(network.feature_info.channels()[-1], dim, patch)
         stem = FeatureMapStem(network, proj)
     except ValueError as error:
         raise ValueError(f"stem 'timm': {error} (backbone={backbone!r}, level={level})") from error
@@ -76,9 +76,8 @@ class FeatureMapStem(Stem):
             self.patch_px *= proj.stride[0]
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tokens:
-        check_divides(images, self.patch_px)
-        x: Tensor = self.proj(self._features(images))
-        return Tokens(x.flatten(2).mT, (x.shape[-2], x.shape[-1]))
+        grid_of(images.shape[-2:], self.patch_px)
+        return as_tokens(self.proj(self._features(images)))
 
     def _features(self, images: Tensor) -> Tensor:
         features = self.backbone(images)
@@ -95,7 +94,7 @@ class FeatureMapStem(Stem):
         except (AssertionError, RuntimeError) as error:
             raise ValueError(
                 f"a stem needs a backbone that takes images of any size, and this one refuses "
-                f"{size} x {size} px ({str(error).splitlines()[0]})"
+                f"{size} x {size} px ({one_line(error)})"
             ) from error
         finally:
             for module, training in modes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from hybridvit.studies.status import number
 
 Value = bool | int | float | str | None
 
@@ -46,7 +47,7 @@ def at_edge(choice: Choice) -> list[str]:
     found = []
     for key, value in choice.chosen.items():
         tried = _numbers(choice, key)
-        if len(set(tried)) > 1 and _number(value) in (min(tried), max(tried)):
+        if len(set(tried)) > 1 and number(value) in (min(tried), max(tried)):
             found.append(key)
     return found
 
@@ -94,7 +95,7 @@ def from_plain(content: Any) -> list[Choice]:
 def _choice(entry: Any) -> Choice | None:
     try:
         trials = tuple(
-            Trial(str(t["cell"]), _values(t["values"]), _number(t["result"]))
+            Trial(str(t["cell"]), _values(t["values"]), number(t["result"]))
             for t in entry["trials"]
         )
         return Choice(str(entry["label"]), str(entry["metric"]), trials, _values(entry["chosen"]))
@@ -110,13 +111,7 @@ def _values(content: dict[str, Any]) -> dict[str, Value]:
 
 
 def _numbers(choice: Choice, key: str) -> list[float]:
-    return [n for t in choice.trials if (n := _number(t.values.get(key))) is not None]
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    return [n for t in choice.trials if (n := number(t.values.get(key))) is not None]
 
 
 def _text(value: Value) -> str:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybridvit.studies.status import columns, is_held, read_json
+from hybridvit.studies.status import clean, columns, is_held, read_json
 
 DEPTH = 4  # folders below a path in which runs are looked for
 # What a run directory holds; a folder with anything else is not removed.
@@ -49,8 +49,8 @@ def listing(paths: Sequence[Path]) -> str:
         size = _size(path, seen)
         total += size
         started = str(record.get("started", ""))[:16].replace("T", " ")
-        rows.append((_plain(str(path)), _plain(str(record.get("kind"))), _plain(status),
-                     _plain(started), _bytes(size)))  # fmt: skip
+        rows.append((clean(str(path)), clean(str(record.get("kind"))), clean(status),
+                     clean(started), _bytes(size)))  # fmt: skip
     return "\n".join([*columns(rows, right=(4,)), f"{len(rows) - 1} runs, {_bytes(total)}"])
 
 
@@ -69,7 +69,7 @@ def removable(paths: Sequence[Path]) -> list[Path]:
         foreign = [p.name for p in path.iterdir() if not _is_own(p)]
         if foreign:
             raise ValueError(
-                f"{path} holds {_plain(foreign[0])}, which no run has written; move it away first. "
+                f"{path} holds {clean(foreign[0])}, which no run has written; move it away first. "
                 "Nothing was removed"
             )
     return found
@@ -128,8 +128,3 @@ def _bytes(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.3g} GiB"
-
-
-def _plain(text: str) -> str:
-    """Without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hybridvit.studies.choices import Choice, tried_in_words, values_in_words, warning
-from hybridvit.studies.executors import Executor
 from hybridvit.studies.executors.local import Local
 from hybridvit.studies.facts import kept_facts, known
 from hybridvit.studies.grid import TUNING_SEED, Study
 from hybridvit.studies.matching import Arm, by_stage, check_budgets, equality, match
-from hybridvit.studies.status import columns, duration
+from hybridvit.studies.status import columns, duration, shorten
 from hybridvit.studies.timing import timed
 from hybridvit.studies.tuning import (
     candidates,
@@ -98,7 +97,7 @@ def _table(arms: Sequence[Arm]) -> list[str]:
         facts = arm.facts
         rows.append(
             (
-                _shorten(arm.label),
+                shorten(arm.label, LABEL),
                 str(len(arm.cells)),
                 str(facts.tokens),
                 f"{facts.patch_px} px",
@@ -150,7 +149,7 @@ def _tuning(study: Study, arms: Sequence[Arm], choices: Sequence[Choice | None])
     ]
 
 
-def _cost(arms: Sequence[Arm], runs: dict[str, int], executor: Executor | None = None) -> str:
+def _cost(arms: Sequence[Arm], runs: dict[str, int], executor: Local | None = None) -> str:
     """FLOPs and time of so many runs of each arm."""
     flops = [arm.flops * runs[arm.label] for arm in arms if arm.flops is not None]
     seconds = [arm.seconds * runs[arm.label] for arm in arms if arm.seconds is not None]
@@ -176,9 +175,3 @@ def _scientific(value: float) -> str:
 def _some(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
     return ", ".join(labels[:SHOWN]) + more
-
-
-def _shorten(text: str) -> str:
-    """Within the column, its middle left out: ends tell arms apart."""
-    half = LABEL // 2
-    return text if len(text) <= LABEL else f"{text[: half - 1]}…{text[-half:]}"

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hybridvit import build
-from hybridvit.analysis import cost
 from hybridvit.config import RunConfig, config_hash
 from hybridvit.contracts import DataSpec
-from hybridvit.data.dataset import AbsentData
-from hybridvit.engine.describe import ASSUMED_CLASSES, describe_model
+from hybridvit.engine.describe import describe_model, planned_data, training_memory
 from hybridvit.engine.optim import freeze
-from hybridvit.registry import Parts
 from hybridvit.studies.grid import Cell
 from hybridvit.studies.status import PLAN, read_json
 
@@ -63,20 +60,14 @@ def _count(config: RunConfig, data: dict[str, tuple[DataSpec, int | None]]) -> F
     parts, _ = build.make_parts(config.plugins)
     key = json.dumps(dataclasses.asdict(config.data), sort_keys=True)
     if key not in data:
-        data[key] = data_of(config, parts)
+        spec, dataset = planned_data(config, parts)
+        images = None if dataset is None else len(build.make_splits(config, dataset)[0])
+        data[key] = spec, images
     spec, images = data[key]
     objective = build.make_objective(config, parts, spec)
     freeze(objective, config.optim.freeze)
     model = describe_model(objective, spec, config)
     parameters, flops = model["parameters"], model["flops"]
-    is_counted = flops["forward"] is not None
-    memory = None
-    if is_counted:
-        micro_batch = config.train.batch_size // config.train.accumulate
-        activations = model["activation_bytes"] * micro_batch
-        memory = cost.memory_bytes(
-            parameters["total"], activations, ema=config.train.ema is not None
-        )
     return Facts(
         data=f"{config.data.name} at {spec.image_size[0]} x {spec.image_size[1]} px",
         images=images,
@@ -84,22 +75,9 @@ def _count(config: RunConfig, data: dict[str, tuple[DataSpec, int | None]]) -> F
         patch_px=model["patch_px"],
         parameters=parameters["total"],
         compared=parameters["stem"] + parameters["encoder"],
-        flops=flops["forward"] + flops["backward"] if is_counted else None,
-        memory=memory,
+        flops=None if flops["forward"] is None else flops["forward"] + flops["backward"],
+        memory=training_memory(model, config),
     )
-
-
-def data_of(config: RunConfig, parts: Parts) -> tuple[DataSpec, int | None]:
-    """What the model must fit, and how many images train; a set that is not here may still be
-    planned for, if the config says its image size."""
-    try:
-        dataset = build.make_dataset(config, parts)
-    except AbsentData:
-        size = config.data.args.get("image_size")
-        if not size:
-            raise
-        return DataSpec(ASSUMED_CLASSES, (size, size), 3, (0.5,) * 3, (0.5,) * 3), None
-    return dataset.spec(), len(build.make_splits(config, dataset)[0])
 
 
 def kept_facts(out: Path) -> dict[str, Facts]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import statistics
@@ -58,7 +59,8 @@ def state(place: Place) -> State:
         status = "stopped"
     epoch, seconds, rate = _progress(place.folder / "metrics.jsonl")
     share = 1.0 if status == "complete" else min(0.99, epoch / place.epochs)
-    return State(status, share, seconds, rate, record.get("error"))
+    said = record.get("error")
+    return State(status, share, seconds, rate, None if said is None else str(said))
 
 
 def is_held(folder: Path) -> bool:
@@ -80,6 +82,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def clean(text: str) -> str:
+    """A text on one line, without control, format or surrogate characters."""
+    if text.isprintable():  # most are
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def number(value: Any) -> float | None:
+    """A finite number of a record; none for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def remaining(places: Sequence[Place], states: Sequence[State], slots: int) -> float | None:
@@ -157,7 +176,7 @@ def study_status(path: Path) -> str:
     states = [state(p) for p in places]
     slots = sum(s.status == "running" for s in states)
     errors = [
-        f"{p.folder.name}: {' '.join(s.error.split())}"
+        clean(f"{p.folder.name}: {' '.join(s.error.split())}")
         for p, s in zip(places, states, strict=True)
         if s.error and s.status in ENDED
     ]
@@ -239,6 +258,14 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int]) -> list[str]:
     ]
     text.insert(1, "-" * max(map(len, text)))
     return text
+
+
+def shorten(text: str, width: int) -> str:
+    """The text within a width, its middle left out: ends tell arms apart."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from hybridvit import build
 from hybridvit.config import RunConfig, config_hash
+from hybridvit.engine.describe import planned_data
 from hybridvit.engine.evaluate import evaluated, validation_metric
 from hybridvit.studies.cells import check_plugins, named, place, run_study, select
 from hybridvit.studies.choices import (
@@ -27,7 +28,6 @@ from hybridvit.studies.choices import (
     warning,
 )
 from hybridvit.studies.executors import Executor
-from hybridvit.studies.facts import data_of
 from hybridvit.studies.grid import TUNING_SEED, Cell, Study
 from hybridvit.studies.plan_file import update_plan
 from hybridvit.studies.status import PLAN, read_json, state
@@ -69,7 +69,7 @@ def check_validation(study: Study) -> None:
                 "above 0, such as 0.1"
             )
         parts, _ = build.make_parts(config.plugins)
-        objective = build.make_objective(config, parts, data_of(config, parts)[0])
+        objective = build.make_objective(config, parts, planned_data(config, parts)[0])
         if validation_metric(evaluated(objective, config), config) is None:
             raise ValueError(
                 f"tune: objective {config.objective.name!r} of {label} has no number on "

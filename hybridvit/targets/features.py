@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hybridvit.backbones import create_timm
-from hybridvit.contracts import DataSpec, Target
+from hybridvit.contracts import Target
+from hybridvit.data.files import one_line
 
 if TYPE_CHECKING:
     from hybridvit.encoder.model import HybridViT
@@ -33,14 +34,14 @@ class FeatureTarget(Target):
         momentum: of the moving average, per step.
 
     Raises:
-        ValueError: an unknown teacher, one without a map of tokens, or a momentum outside [0, 1].
+        ValueError: an unknown teacher, one without a map of tokens or that refuses the resized
+            images, or a momentum outside [0, 1].
     """
 
     def __init__(
         self,
         *,
         model: HybridViT,
-        data: DataSpec,
         teacher: str = EMA,
         pretrained: bool = True,
         momentum: float = 0.999,
@@ -55,10 +56,11 @@ class FeatureTarget(Target):
             self.outputs: int = model.encoder.dim
         else:
             try:
-                self.teacher = TimmTokens(teacher, pretrained, data, model.encoder.grid)
+                self.teacher = TimmTokens(teacher, pretrained, model.encoder.grid)
             except ValueError as error:
                 raise ValueError(f"target 'features': {error} (teacher={teacher!r})") from error
             self.outputs = self.teacher.dim
+        self.patch_px = model.stem.patch_px
         self.teacher.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> FeatureTarget:
@@ -102,8 +104,7 @@ class FeatureTarget(Target):
         axes = torch.linalg.svd(flat - mean, full_matrices=False).Vh[:3].mT  # (D, 3)
         spread = ((flat - mean) @ axes).std(dim=0) * 2
         colors: Tensor = (((outputs - mean) @ axes) / spread / 2 + 0.5).clamp(0, 1)
-        side = images.shape[-1] * images.shape[-2] // tokens.shape[1]
-        p = round(side**0.5)
+        p = self.patch_px
         return colors[..., None, None].expand(-1, -1, -1, p, p)
 
     @torch.no_grad()
@@ -129,7 +130,7 @@ class TimmTokens(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, pretrained: bool, data: DataSpec, grid: tuple[int, int]) -> None:
+    def __init__(self, name: str, pretrained: bool, grid: tuple[int, int]) -> None:
         super().__init__()
         try:  # only transformers know the argument
             network = create_timm(name, pretrained, num_classes=0, dynamic_img_size=True)
@@ -141,8 +142,7 @@ class TimmTokens(nn.Module):
         self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
         side = config["input_size"][-1]
-        with torch.no_grad():
-            tokens = self._tokens(torch.zeros(1, 3, side, side))
+        tokens = self._try(side, side)
         count = round(tokens.shape[1] ** 0.5)
         if tokens.shape[1] != count**2 or side % count:
             raise ValueError(
@@ -150,11 +150,26 @@ class TimmTokens(nn.Module):
             )
         self.stride = side // count
         self.dim: int = tokens.shape[-1]
+        h, w = self._size()
+        if (count := self._try(h, w).shape[1]) != grid[0] * grid[1]:
+            raise ValueError(f"the network gives {count} tokens for {h} x {w} px, not {grid}")
 
     def forward(self, images: Tensor) -> Tensor:
-        size = (self.grid[0] * self.stride, self.grid[1] * self.stride)
-        resized = F.interpolate(images, size, mode="bilinear", antialias=True)
+        resized = F.interpolate(images, self._size(), mode="bilinear", antialias=True)
         return self._tokens((resized - self.mean) / self.std)
+
+    def _size(self) -> tuple[int, int]:
+        return self.grid[0] * self.stride, self.grid[1] * self.stride
+
+    @torch.no_grad()
+    def _try(self, height: int, width: int) -> Tensor:
+        try:
+            return self._tokens(torch.zeros(1, 3, height, width))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"the network refuses images of {height} x {width} px ({one_line(error)}); choose "
+                "one that takes any size"
+            ) from error
 
     def _tokens(self, images: Tensor) -> Tensor:
         x: Tensor = self.network.forward_features(images)

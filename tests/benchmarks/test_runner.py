@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_lasting_load_is_refused(
 def test_a_worker_waits_without_working(tmp_path: Path) -> None:
     """The real thing: a process that builds, takes a turn, and sleeps until the next."""
     contestant = CASES["start-up"].contestants["help"]
-    with Process("start-up", "help", contestant, tmp_path) as process:
+    with closing(Process("start-up", "help", contestant, tmp_path)) as process:
         assert process.ask(do="build") == {}
         assert 0.01 < process.ask(do="turn", seconds=0)["rate"] < 1000
         took = process.cpu_seconds()
@@ -128,7 +129,7 @@ def test_a_worker_waits_without_working(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_is_skipped(tmp_path: Path) -> None:
-    with Process("supervised-32-4", "nobody", PEAK, tmp_path) as process:
+    with closing(Process("supervised-32-4", "nobody", PEAK, tmp_path)) as process:
         assert "KeyError" in process.ask(do="build")["skipped"]
         process.process.kill()
         assert "ended" in process.ask(do="build")["skipped"]

@@ -116,17 +116,17 @@ def test_constant_images_keep_a_deviation(tmp_path: Path) -> None:
 
 
 def test_notes_tell_what_was_decided(tmp_path: Path) -> None:
-    make(tmp_path, {"a": 5, "b": 5, "rare": 1})
+    make(tmp_path, {"a": 5, "b": 5, "rare": 2, "single": 1})
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / ".hidden.png").write_text("no image")
     (tmp_path / "b" / "scan.tif").write_text("x")
     (tmp_path / ".cache").mkdir()
     data = image_folder(str(tmp_path), image_size=8)
-    assert data.classes == ["a", "b", "rare"]
+    assert data.classes == ["a", "b", "rare", "single"]
     assert data.notes[0] == "3 files that are no images are ignored (1 hidden, 1 .txt, 1 .tif)"
-    assert data.notes[-1] == "classes with one image keep it in training: 'rare'"
-    assert data.train.labels.tolist().count(2) == 1
-    assert data.test.labels.tolist().count(2) == 0
+    assert data.notes[-1] == "classes of too few images for a test image: 'rare', 'single'"
+    assert [data.train.labels.tolist().count(label) for label in (2, 3)] == [2, 1]
+    assert set(data.test.labels.tolist()) == {0, 1}
 
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:

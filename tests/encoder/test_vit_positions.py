@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -68,6 +69,17 @@ def test_tokens_are_dropped_as_if_nobody_saw_them(
     full = model(tokens._replace(index=everything))
     torch.testing.assert_close(part[:, 0], full[:, 0])
     torch.testing.assert_close(part[:, 1:], take(full[:, 1:], kept))
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_a_model_in_bf16_gives_bf16(name: str) -> None:
+    model, tokens = encoder(**POSITIONS[name]), patches(grid=(3, 4))
+    part = tokens._replace(x=tokens.x[:, :4], index=torch.tensor([[4, 11, 2, 8], [0, 5, 10, 3]]))
+    for each in (tokens, part):
+        z = copy.deepcopy(model).bfloat16()(each._replace(x=each.x.bfloat16()))
+        assert z.dtype == torch.bfloat16
+        exact = model(each)
+        assert (z - exact).norm() < 0.05 * exact.norm()
 
 
 def test_a_subset_of_tokens_keeps_its_positions() -> None:

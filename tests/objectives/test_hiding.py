@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hybridvit import build
 from hybridvit.contracts import Batch, DataSpec, Objective, Prediction, Stem, Tokens
-from hybridvit.objectives.hiding import Fill, as_pixels, with_mask_tokens
+from hybridvit.objectives.hiding import Fill, with_mask_tokens
+from hybridvit.patches import as_pixels
 from hybridvit.stems.linear import LinearStem
 
 PARTS, _ = build.make_parts([OWN_PARTS])

@@ -55,10 +55,10 @@ def test_front_by_brute_force() -> None:
 
 
 def test_crossover_of_straight_lines_over_log_cost(tmp_path: Path) -> None:
-    # Pure 0.80, 0.84, 0.88 at 1, 2, 4; hybrid 0.1 steeper through an own crossing for each seed.
+    # Pure 0.70, 0.74, 0.78 at 1, 2, 4; hybrid 0.1 steeper through an own crossing for each seed.
     crossing = [1.7, 2.0, 2.3]
     costs = (1.0, 2.0, 4.0)
-    pure = [[0.80 + 0.04 * math.log2(c)] * 3 for c in costs]
+    pure = [[0.70 + 0.04 * math.log2(c)] * 3 for c in costs]
     hybrid = [
         [p[0] + 0.1 * math.log2(c / x) for x in crossing] for c, p in zip(costs, pure, strict=True)
     ]

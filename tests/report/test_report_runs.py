@@ -56,10 +56,11 @@ def test_a_run_without_metrics_is_read(tmp_path: Path) -> None:
     assert read_run(path).metrics == ()
 
 
-def test_results_that_are_no_numbers_are_no_results(tmp_path: Path) -> None:
+def test_results_that_are_no_shares_are_no_results(tmp_path: Path) -> None:
     path = write_run(tmp_path)
     (path / "summary.json").write_text(
-        '{"schema": 1, "results": {"a": NaN, "b": "0.5", "c": true, "d": 1e999, "e": 1}}'
+        '{"schema": 1, "results": {"a": NaN, "b": "0.5", "c": true, "d": 1e999, "e": 1, "f": 1e308,'
+        '"g": -0.5}}'
     )
     assert read_run(path).results == {"e": 1.0}
 

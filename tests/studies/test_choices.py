@@ -87,3 +87,10 @@ def test_choices_are_read_as_they_were_written() -> None:
 )
 def test_what_is_unsound_is_left_out(content: object) -> None:
     assert from_plain(content) == []
+
+
+def test_a_number_of_400_digits_is_none() -> None:
+    assert warning(choice([1e-3, 10**400], [0.5, 0.5], 10**400)) is None
+    trial = {"cell": "c", "values": {"optim.lr": 1e-3}, "result": 10**400}
+    content = {"label": "a", "metric": "b", "trials": [trial], "chosen": {"optim.lr": 1e-3}}
+    assert from_plain([content])[0].trials[0].result is None

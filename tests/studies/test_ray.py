@@ -51,7 +51,7 @@ def test_jobs_end_with_their_codes_and_in_their_order(cluster: Any, tmp_path: Pa
     ]
     seen = Seen()
     executor = Ray({"address": cluster.address, "gpus": "0"}, threads=1)
-    assert executor.slots == 1
+    assert executor.room() == 1
     executor.run(jobs, watch=seen.watch, ended=seen.ended)
     assert seen.codes == {"fails": 3, "raises": 1, "dies": -signal.SIGKILL, "long": 0, "last": 0}
     assert {"long", "dies"} <= seen.running
@@ -63,7 +63,7 @@ def test_jobs_end_with_their_codes_and_in_their_order(cluster: Any, tmp_path: Pa
 def test_two_jobs_share_a_gpu(cluster: Any, tmp_path: Path) -> None:
     options = {"address": cluster.address, "gpus": "0.5", "cpus": "0.5"}
     executor = Ray(options, threads=1)
-    assert executor.slots == 2
+    assert executor.room() == 2
     jobs = [Job(name, stay, (tmp_path, name, 3.0)) for name in "ab"]
     executor.run(jobs, watch=lambda names: None, ended=lambda name, code: None)
     a, b = ((tmp_path / name).read_text().split() for name in "ab")
@@ -103,7 +103,7 @@ def test_a_study_is_completed_though_a_node_dies(cluster: Any, tmp_path: Path) -
     out = tmp_path / "out"
     node = cluster.add_node(**NODE)
     executor = Ray({"address": cluster.address, "gpus": "0"}, threads=1)
-    assert executor.slots == 2
+    assert executor.room() == 2
 
     def kill() -> list[Path]:
         wait_for(lambda: len(list(out.glob("*/metrics.jsonl"))) == 2)

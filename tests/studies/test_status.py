@@ -119,6 +119,14 @@ def test_no_study_is_an_error(tmp_path: Path) -> None:
         status.study_status(tmp_path)
 
 
+@pytest.mark.parametrize(("error", "shown"), [(5, "5"), ("\x1b[2Jgone\n", "\ufffd[2Jgone")])
+def test_errors_are_shown_as_plain_text(tmp_path: Path, error: object, shown: str) -> None:
+    write(tmp_path / "a-0", {"status": "failed", "error": error})
+    cell = {"name": "a-0", "label": "a", "epochs": 1, "kind": "train"}
+    (tmp_path / "plan.json").write_text(json.dumps({"cells": [cell]}))
+    assert status.study_status(tmp_path).splitlines()[-1] == f"a-0: {shown}"
+
+
 def test_variants_of_a_study_have_names_of_their_own(tmp_path: Path) -> None:
     folder = tmp_path / "0042-mine"
     folder.mkdir()

@@ -2,15 +2,12 @@ import pytest
 import torch
 from conftest import make_batch, make_objective
 
-from hybridvit.contracts import DataSpec
 from hybridvit.targets.features import FeatureTarget
-
-DATA = DataSpec(10, (16, 16), 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
 
 def test_the_moving_average_follows_the_model_as_momentum_says() -> None:
     model = make_objective().model
-    target = FeatureTarget(model=model, data=DATA, momentum=0.9)
+    target = FeatureTarget(model=model, momentum=0.9)
     before = [p.clone() for p in model.parameters()]
     with torch.no_grad():
         for p in model.parameters():
@@ -38,7 +35,7 @@ def test_batch_statistics_are_copied() -> None:
 
 def test_targets_are_normalised_tokens_of_the_whole_image() -> None:
     model, batch = make_objective().model, make_batch()
-    target = FeatureTarget(model=model, data=DATA)
+    target = FeatureTarget(model=model)
     tokens = model.encoder(model.tokens(batch.images))[:, 1:]
     expected = (tokens - tokens.mean(-1, keepdim=True)) / (
         tokens.var(-1, unbiased=False, keepdim=True) + 1e-5
@@ -47,7 +44,7 @@ def test_targets_are_normalised_tokens_of_the_whole_image() -> None:
 
 
 def test_the_teacher_stays_frozen_and_in_eval_mode() -> None:
-    target = FeatureTarget(model=make_objective().model, data=DATA).train()
+    target = FeatureTarget(model=make_objective().model).train()
     assert target.training
     assert not any(module.training for module in target.teacher.modules())
     assert not any(p.requires_grad for p in target.parameters())
@@ -56,7 +53,7 @@ def test_the_teacher_stays_frozen_and_in_eval_mode() -> None:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "vit_small_patch14_dinov2"])
 def test_timm_teachers_give_tokens_on_our_grid(name: str) -> None:
     model = make_objective().model
-    target = FeatureTarget(model=model, data=DATA, teacher=name, pretrained=False)
+    target = FeatureTarget(model=model, teacher=name, pretrained=False)
     encoded = target.encode(torch.rand(2, 3, 16, 16))
     assert encoded.shape == (2, 16, target.outputs)
     torch.testing.assert_close(encoded.mean(-1), torch.zeros(2, 16), atol=1e-5, rtol=0)
@@ -64,7 +61,7 @@ def test_timm_teachers_give_tokens_on_our_grid(name: str) -> None:
 
 def test_a_timm_teacher_sees_its_own_normalisation_and_size() -> None:
     target = FeatureTarget(
-        model=make_objective().model, data=DATA, teacher="vit_tiny_patch16_224", pretrained=False
+        model=make_objective().model, teacher="vit_tiny_patch16_224", pretrained=False
     )
     network = target.teacher.network
     images = torch.rand(2, 3, 16, 16)
@@ -76,7 +73,7 @@ def test_a_timm_teacher_sees_its_own_normalisation_and_size() -> None:
 
 def test_equal_tokens_have_equal_colors() -> None:
     model, batch = make_objective().model, make_batch()
-    target = FeatureTarget(model=model, data=DATA)
+    target = FeatureTarget(model=model)
     encoded = target.encode(batch.images)
     everywhere = torch.arange(16).expand(4, -1)
     picture = target.decode(encoded, batch.images, everywhere)
@@ -90,8 +87,9 @@ def test_equal_tokens_have_equal_colors() -> None:
     [
         ({"momentum": 1.5}, "momentum=1.5 should be in"),
         ({"teacher": "resnet_1"}, "target 'features': timm has no model 'resnet_1'"),
+        ({"teacher": "mixer_s32_224", "pretrained": False}, "refuses images of 128 x 128 px"),
     ],
 )
 def test_errors(args: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FeatureTarget(model=make_objective().model, data=DATA, **args)  # type: ignore[arg-type]
+        FeatureTarget(model=make_objective().model, **args)  # type: ignore[arg-type]

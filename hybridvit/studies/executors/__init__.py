@@ -35,8 +35,6 @@ class Job:
 class Executor(Protocol):
     """Runs jobs, several at once."""
 
-    slots: int  # jobs at once
-
     def run(
         self,
         jobs: Sequence[Job],

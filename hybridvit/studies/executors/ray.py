@@ -53,7 +53,6 @@ class Ray:
         if self.room() == 0:  # it may grow
             print(f"no node of the cluster has {self.cpus:g} CPUs and {self.gpus:g} GPUs; "
                   "cells wait for one", file=sys.stderr)  # fmt: skip
-        self.slots = slots or max(1, self.room())
 
     def room(self) -> int:
         """Jobs that the cluster holds as it is now."""
