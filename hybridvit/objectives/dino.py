@@ -168,7 +168,7 @@ def _check(
             "objective 'dino': hidden_dim, bottleneck_dim and output_dim should be at least 1, "
             f"not {widths}"
         )
-    if len(temperatures) != 3 or min(temperatures) <= 0:
+    if min(temperatures) <= 0:
         raise ValueError(
             "objective 'dino': student_temperature and the two of teacher_temperature should be "
             f"above 0, e.g. 0.1 and [0.04, 0.07], not {temperatures[0]} and {temperatures[1:]}"
