@@ -108,8 +108,8 @@ def test_so_does_compiled_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In bf16 the gradients of weights are sums of two parts. C++ is compiled as users have it:
-    torch 2.15 stores bf16 of 32 lanes with a mask shifted by 64 bits, which is undefined. With
-    optimisation g++ and clang make it all lanes, without it none, and memory stays as it was."""
+    torch 2.15 stores 32 lanes of bf16 by a mask shifted by 64 bits, which is undefined. When they
+    optimise, g++ and clang make it all lanes; g++ makes it none when it does not."""
     monkeypatch.setattr(linear, "threads", lambda: 2)
     monkeypatch.setattr(linear, "FEW", 1)
     torch.compiler.reset()
