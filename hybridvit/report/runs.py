@@ -195,7 +195,10 @@ def read_run(path: Path) -> Run:
     found = summary.get("results")
     pairs = found.items() if isinstance(found, dict) else ()
     results = {k: n for k, v in pairs if (n := number(v)) is not None and 0 <= n <= 1}
-    return replace(run, summary=summary, results=results)
+    if left := [k for k, _ in pairs if k not in results]:
+        name, said = clean(str(path / "summary.json")), ", ".join(left)[:200]
+        notes += (f"{name} has results that are no shares of images, left out: {said}",)
+    return replace(run, summary=summary, results=results, notes=notes)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:

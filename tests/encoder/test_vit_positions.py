@@ -79,7 +79,7 @@ def test_a_model_in_bf16_gives_bf16(name: str) -> None:
         z = copy.deepcopy(model).bfloat16()(each._replace(x=each.x.bfloat16()))
         assert z.dtype == torch.bfloat16
         exact = model(each)
-        assert (z - exact).norm() < 0.05 * exact.norm()
+        assert (z - exact).norm() < 5 * 2**-8 * exact.norm()  # a few roundings to 8 bits
 
 
 def test_a_subset_of_tokens_keeps_its_positions() -> None:

@@ -62,7 +62,9 @@ def test_results_that_are_no_shares_are_no_results(tmp_path: Path) -> None:
         '{"schema": 1, "results": {"a": NaN, "b": "0.5", "c": true, "d": 1e999, "e": 1, "f": 1e308,'
         '"g": -0.5}}'
     )
-    assert read_run(path).results == {"e": 1.0}
+    run = read_run(path)
+    assert run.results == {"e": 1.0}
+    assert run.notes[-1].endswith("no shares of images, left out: a, b, c, d, f, g")
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from conftest import make_batch, make_objective
@@ -90,6 +92,6 @@ def test_equal_tokens_have_equal_colors() -> None:
         ({"teacher": "mixer_s32_224", "pretrained": False}, "refuses images of 128 x 128 px"),
     ],
 )
-def test_errors(args: dict[str, object], message: str) -> None:
+def test_errors(args: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FeatureTarget(model=make_objective().model, **args)  # type: ignore[arg-type]
+        FeatureTarget(model=make_objective().model, **args)
