@@ -206,7 +206,8 @@ def _train(arguments: argparse.Namespace) -> int:
     _warn_of_precision(loaded)
     name = Path(arguments.config).stem
     outcome = train(loaded, name=name, out=Path(outs[-1]) if outs else None)
-    print(f"{outcome.message}\n{outcome.path}")
+    if outcome.message:
+        print(f"{outcome.message}\n{outcome.path}")
     return EXIT_CODES[outcome.status]
 
 
@@ -222,6 +223,7 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> int:
+    from hybridvit.engine.ranks import check_alone
     from hybridvit.studies.cells import named
     from hybridvit.studies.dry_run import dry_run
     from hybridvit.studies.executors.choice import choose
@@ -229,6 +231,7 @@ def _study(arguments: argparse.Namespace) -> int:
     from hybridvit.studies.planner import plan
     from hybridvit.studies.tuning import run_tuned
 
+    check_alone()
     if arguments.probe and not arguments.dry_run:
         raise ValueError("--probe times the arms for --dry-run; give both")
     study = read_study(arguments.file, arguments.overrides, arguments.seeds)

@@ -359,12 +359,12 @@ def test_errors_of_code_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
         main(["describe", "digits.yaml"])
 
 
-def test_several_processes_for_one_run_are_refused(
+def test_processes_that_torchrun_has_not_started_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "8")  # as torchrun does
+    monkeypatch.setenv("WORLD_SIZE", "8")  # without what else torchrun sets
     line = refused(capsys, "train", "digits.yaml", *TINY, f"out={tmp_path / 'run'}")
-    assert "WORLD_SIZE='8' asks for several processes, and a run takes one device" in line
+    assert "WORLD_SIZE=8 asks for several processes; start them by torchrun" in line
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")

@@ -52,9 +52,7 @@ class TrainLoader:
             loader with one, view v draws from the image's key folded with v.
 
     Raises:
-        ValueError: an empty split, a batch that cannot be shared among ranks in whole pairs
-            (mixup partners are neighbours 2k, 2k + 1), views that cannot differ, or an argument
-            out of range.
+        ValueError: an empty split, views that cannot differ, or an argument out of range.
     """
 
     def __init__(
@@ -79,17 +77,13 @@ class TrainLoader:
             raise ValueError(f"batch_size={batch_size} should be at least 1")
         if workers < 0:
             raise ValueError(f"workers={workers} should be 0 or more processes")
-        if world > 1 and batch_size % (2 * world):
-            raise ValueError(
-                f"batch_size={batch_size} cannot be shared by {world} ranks in whole pairs of "
-                f"images; use a multiple of {2 * world}"
-            )
         if views > 1 and not augment.varies:
             raise ValueError(
                 f"the objective compares {views} views of an image, which data.augment leaves "
                 "equal; set at least data.augment.crop=resized"
             )
         assert 0 <= rank < world
+        assert world == 1 or batch_size % (2 * world) == 0, "whole pairs of mixup's partners"
         assert views >= 1
         augment.check(image_size)
         self.split = split

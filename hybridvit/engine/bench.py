@@ -17,6 +17,7 @@ from hybridvit import build
 from hybridvit.analysis import cost
 from hybridvit.config import RunConfig
 from hybridvit.engine.device import device_name, matrix_peak, memory_used, wait_for_device
+from hybridvit.engine.fabric import make_fabric
 from hybridvit.engine.fit import clip, move, seed_step, set_rates
 from hybridvit.engine.idle import alone, check_idle
 from hybridvit.engine.run import Session
@@ -49,7 +50,8 @@ class Steps:
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         with TemporaryDirectory() as folder:  # nothing is written there
-            session = Session(config, parts, RunDirectory(Path(folder)), show=False)
+            fabric = make_fabric(config.train.precision)
+            session = Session(config, parts, RunDirectory(Path(folder)), fabric, show=False)
         self.session, self.config, self.fabric = session, config, session.fabric
         self.objective, self.optimizer = session.prepare()
         self.batches = session.loader.batches(0, 2**31)

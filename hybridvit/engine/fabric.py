@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hybridvit.config import Precision
+from hybridvit.engine import ranks
 from hybridvit.engine.device import chosen_device
 
 
@@ -39,6 +40,7 @@ def _by_version_alone(package: str) -> Iterator[None]:
 with _by_version_alone("torchmetrics"):
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.precision import MixedPrecision
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
 __all__ = ["Fabric", "make_fabric"]
 
@@ -51,24 +53,36 @@ class Autocast(MixedPrecision):
         return data
 
 
-def make_fabric(precision: Precision) -> Fabric:
+def make_fabric(precision: Precision, *, joins: bool = False) -> Fabric:
     """Fabric for one device, a GPU if there is one, and a precision of `TrainConfig`.
 
     Convolutions are computed in what a precision says: by default torch has them round float32 to
     10 bits on GPUs (TF32), and matrix products not, so that stems would differ in more than what
     they are.
 
+    Args:
+        joins: the processes that torchrun has started, if it has, each with a device of its own.
+
     Raises:
-        ValueError: a launcher has started several processes for one run.
+        ValueError: a launcher has started several processes, in another way or for what takes one.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ValueError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']!r} asks for several processes, and a run takes "
-            "one device: start it without a launcher such as torchrun (the cells of a study run "
-            "side by side on several GPUs)"
-        )
     torch.backends.cudnn.allow_tf32 = False
     kind = chosen_device().type
-    if precision == "fp32":
-        return Fabric(accelerator=kind, devices=1, precision="32-true")
-    return Fabric(accelerator=kind, devices=1, plugins=Autocast("bf16-mixed", kind))
+    kept: dict[str, Any] = (
+        {"precision": "32-true"}
+        if precision == "fp32"
+        else {"plugins": Autocast("bf16-mixed", kind)}
+    )
+    if not joins:
+        ranks.check_alone()
+    if ranks.wanted() == 1:
+        return Fabric(accelerator=kind, devices=1, **kept)
+    ranks.check_launch(torch.cuda.device_count())
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    # What ranks tell each other beside gradients is on the host, so that it waits for no GPU.
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    strategy = DDPStrategy(process_group_backend=backend, timeout=ranks.PATIENCE)
+    nodes = ranks.wanted() // here
+    fabric = Fabric(accelerator=kind, devices=here, num_nodes=nodes, strategy=strategy, **kept)
+    fabric.launch()
+    return fabric

@@ -16,6 +16,7 @@ from hybridvit import draws
 from hybridvit.config import RunConfig
 from hybridvit.contracts import Batch, Objective
 from hybridvit.data.loader import TrainLoader
+from hybridvit.engine import ranks
 from hybridvit.engine.average import MovingAverage
 from hybridvit.engine.device import wait_for_device
 from hybridvit.engine.fabric import Fabric
@@ -86,15 +87,16 @@ def fit(
         for step in range(progress.step + 1, steps + 1):
             factor = schedule(step, steps, warmup, config.optim.schedule)
             set_rates(optimizer, [peak * factor for peak in peaks])
-            seed_step(config.seed, step)
+            seed_step(config.seed, step, ranks.rank())
             with blamed(signals):
                 output = accumulate(fabric, wrapped, next(batches), train.accumulate)
             norm = clip(fabric, wrapped, optimizer, config.optim.clip_norm)
-            finite = finite * torch.isfinite(output["loss"]) * torch.isfinite(norm)
+            loss_is_finite = torch.isfinite(ranks.mean(output["loss"]))
+            finite = finite * loss_is_finite * torch.isfinite(norm)
             move(objective, optimizer, average, step, finite)
             progress.step = step
 
-            stop = signals[:1]
+            stop = ranks.asked(signals)
             logs = step % train.log_every == 0 or step == steps or bool(stop)
             evaluates = due(step, config.eval.epochs, images, train.batch_size, steps)
             pictures = due(step, train.picture_epochs, images, train.batch_size, steps)
@@ -107,7 +109,8 @@ def fit(
                 )
             clock.lap()  # the seconds are logged or saved
             if logs:
-                calls.log(step, {"lr": factor * max(peaks), **clock.times(), **host(output)})
+                means = {name: ranks.mean(value) for name, value in output.items()}
+                calls.log(step, {"lr": factor * max(peaks), **clock.times(), **host(means)})
             with clock.paused():
                 with blamed(signals):
                     if evaluates:
@@ -185,10 +188,10 @@ def due(step: int, epochs: float, images: int, batch_size: int, steps: int) -> b
     return step == steps or math.floor(step / per) > math.floor((step - 1) / per)
 
 
-def seed_step(seed: int, step: int) -> None:
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Seed torch for dropout and stochastic depth, so that a resumed run draws the same."""
     key = draws.fold(draws.fold(torch.tensor(seed), draws.stream("step")), step)
-    torch.manual_seed(int(key))
+    torch.manual_seed(int(draws.fold(key, rank) if rank else key))
 
 
 def host(metrics: dict[str, Tensor]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from hybridvit.data.loader import TrainLoader
 from hybridvit.data.resident import fits
 from hybridvit.data.splits import subset
 from hybridvit.encoder.model import HybridViT
-from hybridvit.engine import checkpoint
+from hybridvit.engine import checkpoint, ranks
 from hybridvit.engine.allocator import keep_freed_memory
 from hybridvit.engine.average import MovingAverage
 from hybridvit.engine.compile import check_compile, for_training
@@ -35,7 +35,7 @@ from hybridvit.engine.describe import (
     probe_batch,
 )
 from hybridvit.engine.evaluate import Evaluator, evaluated
-from hybridvit.engine.fabric import make_fabric
+from hybridvit.engine.fabric import Fabric, make_fabric
 from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_steps
 from hybridvit.engine.init import start_from
 from hybridvit.engine.optim import make_optimizer
@@ -54,6 +54,7 @@ from hybridvit.evaluation.accuracy import accuracy
 from hybridvit.registry import Parts
 
 PICTURED = 8
+COMPLETE = -1  # in place of the step that a run begins at
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Outcome:
 
     path: Path
     status: str  # complete, stopped or diverged
-    message: str
+    message: str  # none of ranks above 0
 
 
 def train(
@@ -89,39 +90,65 @@ def train(
     parts, plugins = build.make_parts(config.plugins)
     config = build.resolve(config, parts)
     directory = RunDirectory(out or Path("runs") / f"{name}-{config_hash(config)}")
-    with terminable(), directory.locked():
-        before = directory.read_record()
-        check_same_run(directory, before, config_hash(config), plugins)
-        if before and before["status"] == "complete":
-            unknown = _check_images(directory, before, config, parts)
-            message = f"{directory.path} is already complete{unknown}"
-            return Outcome(directory.path, "complete", message)
-        begins_at = checkpoint.step_of(checkpoint.latest(directory.checkpoints))
-        history = earlier(before, begins_at) if before and begins_at else []
-        _set_threads(config.train.threads, history)
-        session = Session(config, parts, directory, show)
-        record = new_record(
-            "tune" if tunes else "train", name, config_hash(config), config.seed, plugins
-        )
-        record |= {"begins_at": begins_at, "earlier": history}
-        record["arm"] = arm or {}
-        record["data"] = describe_data(
-            session.dataset, len(session.train_split), len(session.val_split), tests=not tunes
-        )
-        record["model"] = describe_model(session.objective, session.dataset.spec(), config)
-        record["leakage"] = session.leakage()
-        record["network"] = session.network
-        if session.init is not None:
-            record["init"] = session.init
-        if before:
-            check_same_data(directory, before, record["data"])
-        try:
-            with directory.open_record(record):  # first: it makes the directory a run's
-                directory.write_config(resolved(config))
-                return session.run(record)
-        except KeyboardInterrupt:  # the last checkpoint, if there is one, has everything
-            again = "run the same command again to go on"
-            return Outcome(directory.path, "stopped", f"stopped by a signal; {again}")
+    with terminable(), ranks.joined():
+        fabric = make_fabric(config.train.precision, joins=True)
+        ranks.check_shares(config.train.batch_size, config.train.accumulate, ranks.count())
+        if ranks.rank():
+            return _follow(fabric, config, parts, directory)
+        with directory.locked():
+            before = directory.read_record()
+            check_same_run(directory, before, config_hash(config), plugins)
+            if before and before["status"] == "complete":
+                unknown = _check_images(directory, before, config, parts)
+                message = f"{directory.path} is already complete{unknown}"
+                fabric.broadcast(COMPLETE)
+                return Outcome(directory.path, "complete", message)
+            begins_at = checkpoint.step_of(checkpoint.latest(directory.checkpoints))
+            history = earlier(before, begins_at) if before and begins_at else []
+            _set_threads(config.train.threads, history)
+            session = Session(config, parts, directory, fabric, show)
+            kind = "tune" if tunes else "train"
+            record = new_record(kind, name, config_hash(config), config.seed, plugins)
+            record |= {"begins_at": begins_at, "earlier": history, "arm": arm or {}}
+            record |= session.described(tests=not tunes)
+            if before:
+                check_same_data(directory, before, record["data"])
+            fabric.broadcast(begins_at)
+            try:
+                with (
+                    directory.open_record(record),
+                    ranks.joined(),
+                ):  # first: it makes the directory a run's
+                    directory.write_config(resolved(config))
+                    return session.run(record)
+            except KeyboardInterrupt:  # the last checkpoint, if there is one, has everything
+                again = "run the same command again to go on"
+                return Outcome(directory.path, "stopped", f"stopped by a signal; {again}")
+
+
+def _follow(fabric: Fabric, config: RunConfig, parts: Parts, directory: RunDirectory) -> Outcome:
+    """The training steps of a run that rank 0 takes care of, which also says how it ends.
+
+    Raises:
+        ValueError: the run directory of rank 0 is not seen from here.
+    """
+    try:
+        begins_at = fabric.broadcast(COMPLETE)  # its data are there, and it has checked all
+        if begins_at == COMPLETE:
+            return Outcome(directory.path, "complete", "")
+        found = checkpoint.step_of(checkpoint.latest(directory.checkpoints))
+        if found != begins_at:
+            raise ValueError(
+                f"rank {ranks.rank()} finds step {found} in {directory.path}, rank 0 {begins_at}; "
+                "give all machines the same folder"
+            )
+        _set_threads(config.train.threads, [])
+        Session(config, parts, directory, fabric, show=False).fit()
+        return Outcome(directory.path, "complete", "")
+    except (Stopped, KeyboardInterrupt):
+        return Outcome(directory.path, "stopped", "")
+    except Diverged:
+        return Outcome(directory.path, "diverged", "")
 
 
 # Fabric's notes on precision and devices are in the record; warnings still show.
@@ -132,10 +159,14 @@ class Session:
     """What one process needs to carry a run on: data, objective, optimizer, Fabric."""
 
     def __init__(
-        self, config: RunConfig, parts: Parts, directory: RunDirectory, show: bool
+        self,
+        config: RunConfig,
+        parts: Parts,
+        directory: RunDirectory,
+        fabric: Fabric,
+        show: bool,
     ) -> None:
-        self.config, self.parts, self.directory = config, parts, directory
-        self.fabric = make_fabric(config.train.precision)
+        self.config, self.parts, self.directory, self.fabric = config, parts, directory, fabric
         check_compile(config.train, self.fabric.device)
         if self.fabric.device.type == "cpu":
             keep_freed_memory()
@@ -156,6 +187,8 @@ class Session:
             workers=config.data.workers,
             views=self.objective.views,
             fill=self.objective.model.mean.flatten().tolist(),
+            rank=ranks.rank(),
+            world=ranks.count(),
         )
         self.evaluator = Evaluator(
             config,
@@ -169,11 +202,22 @@ class Session:
         self.length = len(self.train_split)
         self.optimizer = make_optimizer(self.objective, config.optim)
         ema = config.train.ema
-        self.average = MovingAverage(self.objective, ema) if ema else None
+        self.average = MovingAverage(self.objective, ema) if ema and not ranks.rank() else None
         self.evaluated()  # an objective that names none should fail before training
         self.tensorboard: Any = None
         self.bar: Any = None
         self.show = show
+
+    def described(self, *, tests: bool) -> dict[str, Any]:
+        """What a run's record says of its data and its model."""
+        data = describe_data(self.dataset, len(self.train_split), len(self.val_split), tests=tests)
+        found = {
+            "data": data,
+            "model": describe_model(self.objective, self.dataset.spec(), self.config),
+            "leakage": self.leakage(),
+            "network": self.network,
+        }
+        return found if self.init is None else found | {"init": self.init}
 
     def run(self, record: dict[str, Any]) -> Outcome:
         """Fit, evaluate and close the record."""
@@ -233,7 +277,7 @@ class Session:
         config, fabric = self.config, self.fabric
         path = checkpoint.latest(self.directory.checkpoints)
         progress = self._load(path) if path else Progress()
-        if not self.resident:
+        if not self.resident and not ranks.rank():
             self.evaluator.decoders.start()
         objective, optimizer = self.prepare()
         if path:  # now that the parameters are where their state must be
@@ -244,6 +288,8 @@ class Session:
         elif progress.step:
             self.say(f"resuming at step {progress.step} of {steps}")
         calls = Calls(self.log, self.evaluate, self.picture, self.save)
+        if ranks.rank():
+            calls = Calls(*[lambda *_: None] * 4)
         fit(
             fabric,
             objective,

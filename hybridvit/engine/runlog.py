@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 
+from hybridvit.engine import ranks
 from hybridvit.registry import CODE
 from hybridvit.version import RESULTS_VERSION, __version__
 
@@ -227,6 +228,7 @@ def environment() -> dict[str, Any]:
             "cores": cores(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if cuda else None,
+            "ranks": ranks.count(),
             "memory_gb": round(memory / 2**30, 1),
         },
     }

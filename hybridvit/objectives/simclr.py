@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class SimCLR(Objective):
     """Contrastive learning of two augmented views, by lightly's NT-Xent loss and projection head.
 
-    The negatives of a view are the other images of its micro-batch, so `train.accumulate` changes
-    the loss: it divides their number. Probes read the features before the projection head.
+    The negatives of a view are the other images of its micro-batch, on all ranks, so
+    `train.accumulate` changes the loss: it divides their number. Probes read the features before
+    the projection head.
 
     Args:
         temperature: of the softmax over similarities.
@@ -58,7 +59,7 @@ class SimCLR(Objective):
         self.head = SimCLRProjectionHead(
             model.encoder.dim, hidden_dim, output_dim, num_layers=layers, batch_norm=batch_norm
         )
-        self.criterion = NTXentLoss(temperature)
+        self.criterion = NTXentLoss(temperature, gather_distributed=True)
 
     def forward(self, batch: Batch) -> StepOutput:
         """NT-Xent of the projected views; `spread` of the features tells of a collapse."""

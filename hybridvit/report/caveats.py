@@ -64,6 +64,7 @@ def environment(run: Run) -> dict[str, str]:
         "cores": hardware.get("cores"),
         "threads": hardware.get("threads"),
         "GPU": hardware.get("gpu"),
+        "ranks": hardware.get("ranks", 1),
         "data fingerprint": run.section("data").get("fingerprint"),
         "fingerprint of the test images": run.section("data").get("test_fingerprint"),
         "decoder": run.section("data").get("decoder"),

@@ -67,6 +67,7 @@ def time_steps(config: RunConfig, warmup: int, steps: int, out: Path) -> None:
     Args:
         warmup: steps before those that count; `steps` is a multiple of it.
     """
+    from hybridvit.engine.fabric import make_fabric
     from hybridvit.engine.run import Session
 
     assert steps % warmup == 0
@@ -79,7 +80,8 @@ def time_steps(config: RunConfig, warmup: int, steps: int, out: Path) -> None:
     config = dataclasses.replace(config, train=train, data=data, init=None)
     try:
         parts, _ = build.make_parts(config.plugins)
-        session = Session(config, parts, RunDirectory(out / "run"), show=False)
+        fabric = make_fabric(config.train.precision)
+        session = Session(config, parts, RunDirectory(out / "run"), fabric, show=False)
         session.config = with_steps(config, warmup + steps, session.length)
         rates = session.fit().rates[1:]
     except (ValueError, Diverged) as error:

@@ -256,8 +256,6 @@ def test_arguments_that_are_not_possible() -> None:
         loader(arrays(), batch_size=0)
     with pytest.raises(ValueError, match="workers=-1 should be 0 or more"):
         loader(arrays(), workers=-1)
-    with pytest.raises(ValueError, match=r"batch_size=6 cannot be .* multiple of 4"):
-        loader(arrays(), batch_size=6, world=2)
     with pytest.raises(ValueError, match=r"compares 2 views .* set at least data.augment.crop"):
         loader(arrays(), views=2, how=Augment())
     with pytest.raises(ValueError, match="pad=8 should be smaller"):

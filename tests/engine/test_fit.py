@@ -84,6 +84,18 @@ def test_steps_logs_and_evaluations_come_when_due() -> None:
     assert seen["log"][0][1].keys() >= {"lr", "seconds", "images_per_second", "train/loss"}
 
 
+def test_each_rank_drops_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 as a process alone; with equal random numbers, shares would lose the same places."""
+    seeds = []
+    for rank in (0, 1, 2):
+        monkeypatch.setattr("hybridvit.engine.ranks.rank", lambda rank=rank: rank)
+        run(config(epochs=0.25))
+        seeds.append(torch.initial_seed())
+    engine.seed_step(0, 1)
+    assert seeds[0] == torch.initial_seed()
+    assert len(set(seeds)) == 3
+
+
 def test_a_checkpoint_comes_in_time_where_evaluations_are_far_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

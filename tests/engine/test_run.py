@@ -24,6 +24,7 @@ from hybridvit.data.dataset import Dataset
 from hybridvit.data.splits import DecodedSplit
 from hybridvit.engine import checkpoint
 from hybridvit.engine import fit as fit_module
+from hybridvit.engine.fabric import make_fabric
 from hybridvit.engine.fit import seed_step
 from hybridvit.engine.run import Session, train
 from hybridvit.engine.runlog import RunDirectory
@@ -86,13 +87,19 @@ def test_a_run_leaves_its_whole_record(tmp_path: Path) -> None:
     assert [p.name for p in kept] == ["step-00000040"]
 
 
+def prepared(settings: RunConfig, folder: Path) -> Session:
+    fabric = make_fabric(settings.train.precision)
+    parts, _ = build.make_parts([])
+    return Session(settings, parts, RunDirectory(folder), fabric, show=False)
+
+
 def test_what_a_seed_varies_and_what_not(tmp_path: Path) -> None:
     """As the report says: initialisation, order, augmentation, masks and dropout, not the split."""
 
     def session(seed: int) -> Session:
         masks = ["objective.name=simmim", "objective.args.unit=1", "data.augment.crop=pad"]
         settings = load(*masks, f"seed={seed}")
-        return Session(settings, build.make_parts([])[0], RunDirectory(tmp_path), show=False)
+        return prepared(settings, tmp_path)
 
     a, b, again = session(0), session(1), session(0)
     for split in ("train_split", "val_split"):
@@ -180,10 +187,10 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_piece(
     whole = train(load(), name="a", out=tmp_path / "whole", show=False)
     original = fit_module.seed_step
 
-    def interrupt(seed: int, step: int) -> None:
+    def interrupt(seed: int, step: int, rank: int) -> None:
         if step == 13:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(seed, step)
+        original(seed, step, rank)
 
     monkeypatch.setattr(fit_module, "seed_step", interrupt)
     stopped = train(load(), name="a", out=tmp_path / "parts", show=False)
@@ -374,7 +381,7 @@ def test_validation_and_test_images_are_decoded_once(
 ) -> None:
     images = make_folder(tmp_path / "set")
     settings = load(images, f"data.resident={resident}", "data.workers=0")
-    session = Session(settings, build.make_parts([])[0], RunDirectory(tmp_path), show=False)
+    session = prepared(settings, tmp_path)
     for split in (session.val_split, session.dataset.test):
         assert isinstance(split, DecodedSplit)
         decode, decoded = split.decode, []

@@ -1,0 +1,118 @@
+"""Ranks: the processes that torchrun starts to train one run, each on a device of its own.
+
+Each computes its share of every batch, gradients are averaged, so all take the same steps. Whatever
+else a run does (look at its directory, evaluate, draw, save) rank 0 does, while the others wait.
+A process alone is rank 0 of 1; then nothing here costs anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed
+
+# How long the others wait for rank 0, which may prepare data or evaluate. Where a rank has ended
+# they do not wait: torchrun ends them.
+PATIENCE = timedelta(days=1)
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
+
+
+def wanted() -> int:
+    """How many processes a launcher has started for this command."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_alone() -> None:
+    """See whether what takes one process was started as one.
+
+    Raises:
+        ValueError: a launcher has started several.
+    """
+    if wanted() > 1:
+        raise ValueError(
+            f"WORLD_SIZE={wanted()} asks for several processes, and only `hybridvit train` takes "
+            "more than one; start this without torchrun (the cells of a study run side by side on "
+            "several GPUs)"
+        )
+
+
+def check_launch(gpus: int) -> None:
+    """See whether this process and those beside it were started as ranks are.
+
+    Raises:
+        ValueError: not by torchrun, or more on this machine than it has GPUs, if it has any.
+    """
+    if not distributed.is_torchelastic_launched():
+        raise ValueError(
+            f"WORLD_SIZE={wanted()} asks for several processes; start them by torchrun, or unset "
+            "the variable"
+        )
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    if gpus and here > gpus:
+        raise ValueError(
+            f"torchrun has started {here} processes here, and this machine has {gpus} GPUs; use "
+            f"--nproc-per-node={gpus}"
+        )
+
+
+def check_shares(batch_size: int, accumulate: int, world: int) -> None:
+    """See whether ranks get equal shares of a batch, in whole pairs: mixup's partners are
+    neighbours 2k and 2k + 1.
+
+    Raises:
+        ValueError: they do not.
+    """
+    parts = 2 * world * accumulate
+    if world > 1 and batch_size % parts:
+        raise ValueError(
+            f"train.batch_size={batch_size} cannot be shared by {world} ranks in whole pairs of "
+            f"images, with train.accumulate={accumulate}; use a multiple of {parts}"
+        )
+
+
+def count() -> int:
+    """How many ranks there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this process is."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of all ranks' values, equal on all; the host does not wait for a GPU."""
+    if count() == 1:
+        return value
+    total = value.clone()
+    distributed.all_reduce(total)
+    return total / count()
+
+
+def asked(signals: list[str]) -> list[str]:
+    """The signal that asks for an end, if any rank has received one: all then end together."""
+    if count() == 1:
+        return signals[:1]
+    received = torch.tensor(len(signals))
+    distributed.all_reduce(received)
+    return (signals[:1] or ["a signal to another rank"]) if received else []
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Where another rank has ended, so does this one, in one line.
+
+    Raises:
+        ValueError: in place of what a collective operation raises then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        told = isinstance(error, distributed.DistError) or any(w in str(error) for w in LOST)
+        if count() == 1 or not told:
+            raise
+        raise ValueError(f"rank {rank()} ends, because another rank has") from error
