@@ -87,7 +87,7 @@ def fit(
         for step in range(progress.step + 1, steps + 1):
             factor = schedule(step, steps, warmup, config.optim.schedule)
             set_rates(optimizer, [peak * factor for peak in peaks])
-            seed_step(config.seed, step, ranks.rank())
+            seed_step(config.seed, step)
             with blamed(signals):
                 output = accumulate(fabric, wrapped, next(batches), train.accumulate)
             norm = clip(fabric, wrapped, optimizer, config.optim.clip_norm)
@@ -188,9 +188,11 @@ def due(step: int, epochs: float, images: int, batch_size: int, steps: int) -> b
     return step == steps or math.floor(step / per) > math.floor((step - 1) / per)
 
 
-def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Seed torch for dropout and stochastic depth, so that a resumed run draws the same."""
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch for dropout and stochastic depth, so that a resumed run draws the same, and each
+    rank otherwise."""
     key = draws.fold(draws.fold(torch.tensor(seed), draws.stream("step")), step)
+    rank = ranks.rank()
     torch.manual_seed(int(draws.fold(key, rank) if rank else key))
 
 

@@ -176,7 +176,9 @@ def test_ranks_end_with_the_first_in_one_line(tmp_path: Path) -> None:
     assert told(other)[1:] == ["hybridvit: rank 1 ends, because another rank has"]
 
 
-@pytest.mark.parametrize("command", [["bench", "digits.yaml"], ["study", "study.yaml"]])
+@pytest.mark.parametrize(
+    "command", [["bench", "digits.yaml", "--beside-load"], ["study", "study.yaml"]]
+)
 def test_what_takes_one_process_says_so(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -187,10 +187,10 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_piece(
     whole = train(load(), name="a", out=tmp_path / "whole", show=False)
     original = fit_module.seed_step
 
-    def interrupt(seed: int, step: int, rank: int) -> None:
+    def interrupt(seed: int, step: int) -> None:
         if step == 13:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(seed, step, rank)
+        original(seed, step)
 
     monkeypatch.setattr(fit_module, "seed_step", interrupt)
     stopped = train(load(), name="a", out=tmp_path / "parts", show=False)
