@@ -161,6 +161,7 @@ def eval_batches(
     batch_size: int,
     device: torch.device | str,
     decoders: Decoders | None = None,
+    share: slice = slice(None),
 ) -> Iterator[Batch]:
     """All images in order, one view each, not augmented; the last batch may be smaller.
 
@@ -168,12 +169,13 @@ def eval_batches(
 
     Args:
         decoders: processes that decode a split that is not resident; this one by default.
+        share: which of the batches.
 
     Raises:
         ValueError: an image cannot be decoded; the message names its file.
     """
     device = torch.device(device)
-    starts = range(0, len(split), batch_size)
+    starts = range(0, len(split), batch_size)[share]
     if isinstance(split, Resident):
         pictures: Iterator[Tensor] = (
             split.images(slice(start, start + batch_size)).to(device) for start in starts

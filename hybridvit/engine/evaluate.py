@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 from hybridvit.config import RunConfig
@@ -13,13 +15,15 @@ from hybridvit.data.loader import Decoders, eval_batches
 from hybridvit.data.resident import Resident
 from hybridvit.data.splits import ArraySplit, DecodedSplit, Split
 from hybridvit.encoder.model import HybridViT
+from hybridvit.engine import ranks
 from hybridvit.engine.fabric import Fabric
 from hybridvit.evaluation import probes
 from hybridvit.evaluation.accuracy import accuracy, predictions
 
 
 class Evaluator:
-    """Evaluates networks on the training, validation and test images of a run.
+    """Evaluates networks on the training, validation and test images of a run. Ranks share the
+    images, and rank 0 has the results.
 
     Args:
         resident: the training images as the run keeps them, if it does; the others are then
@@ -53,9 +57,12 @@ class Evaluator:
             return {}
         with self.fabric.autocast():
             if model.head is not None:
-                return {metric: accuracy(*predictions(model, self.batches(self.val)))}
-            bank = probes.extract(model, self.batches(self.train))
-            val = probes.extract(model, self.batches(self.val))
+                said = self._shared(predictions, model, self.val)
+                return {} if said is None else {metric: accuracy(*said)}
+            bank = self._shared(probes.extract, model, self.train)
+            val = self._shared(probes.extract, model, self.val)
+            if bank is None or val is None:
+                return {}
             return {metric: accuracy(self._knn(bank, val[0]), val[1])}
 
     def head(self, model: HybridViT) -> dict[str, Tensor]:
@@ -63,22 +70,42 @@ class Evaluator:
         if model.head is None:
             return {}
         with self.fabric.autocast():
-            return {"test/accuracy": predictions(model, self.batches(self.dataset.test))[0]}
+            said = self._shared(predictions, model, self.dataset.test)
+        return {} if said is None else {"test/accuracy": said[0]}
 
     def probe(self, model: HybridViT, prefix: str) -> dict[str, Tensor]:
         """What the configured probes of a model's frozen features say of each test image."""
         with self.fabric.autocast():
-            bank = probes.extract(model, self.batches(self.train))
-            features, _ = probes.extract(model, self.batches(self.dataset.test))
-            predicted = {}
+            bank = self._shared(probes.extract, model, self.train)
+            test = self._shared(probes.extract, model, self.dataset.test)
+            predicted: dict[str, Tensor] = {}
+            if bank is None or test is None:
+                return predicted
             if "knn" in self.config.eval.probes:
-                predicted[f"{prefix}/knn"] = self._knn(bank, features)
+                predicted[f"{prefix}/knn"] = self._knn(bank, test[0])
             if "linear" in self.config.eval.probes:
-                predicted[f"{prefix}/linear"] = probes.linear(bank, features)
+                predicted[f"{prefix}/linear"] = probes.linear(bank, test[0])
         return predicted
 
-    def batches(self, split: Split) -> Iterator[Batch]:
-        """A split in order, not augmented; decoded once where the training images are resident."""
+    def _shared(
+        self,
+        look: Callable[[HybridViT, Iterable[Batch]], tuple[Tensor, Tensor]],
+        model: HybridViT,
+        split: Split,
+    ) -> tuple[Tensor, Tensor] | None:
+        """What a look at a model gives of a split, on rank 0; each rank looks at some batches."""
+        ranks.take_buffers(model)
+        share = ranks.share(math.ceil(len(split) / self.config.eval.batch_size))
+        some = share.start < share.stop
+        parts = ranks.gathered(look(model, self.batches(split, share)) if some else None)
+        if parts is None:
+            return None
+        values, labels = zip(*parts, strict=True)
+        return torch.cat(values), torch.cat(labels)
+
+    def batches(self, split: Split, share: slice = slice(None)) -> Iterator[Batch]:
+        """A split, or some of its batches, in order, not augmented; decoded once where the training
+        images are resident."""
         known = any(split is each for each in self.decoders.splits)
         return eval_batches(
             self._stored(split),
@@ -86,6 +113,7 @@ class Evaluator:
             self.config.eval.batch_size,
             self.fabric.device,
             self.decoders if known else None,
+            share,
         )
 
     def _stored(self, split: Split) -> Split | Resident:

@@ -1,8 +1,9 @@
 """Ranks: the processes that torchrun starts to train one run, each on a device of its own.
 
-Each computes its share of every batch, gradients are averaged, so all take the same steps. Whatever
-else a run does (look at its directory, evaluate, draw, save) rank 0 does, while the others wait.
-A process alone is rank 0 of 1; then nothing here costs anything.
+Each computes its share of every batch, gradients are averaged, so all take the same steps. They
+share the images of evaluations, too; whatever else a run does (look at its directory, draw, save)
+rank 0 does, while the others wait. A process alone is rank 0 of 1, for which nothing here costs
+anything.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
-# How long the others wait for rank 0, which may prepare data or evaluate. Where a rank has ended
+# How long the others wait for rank 0, which may prepare data or fit probes. Where a rank has ended
 # they do not wait: torchrun ends them.
 PATIENCE = timedelta(days=1)
+T = TypeVar("T")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
 
 
@@ -91,6 +94,31 @@ def mean(value: Tensor) -> Tensor:
     total = value.clone()
     distributed.all_reduce(total)
     return total / count()
+
+
+def share(total: int) -> slice:
+    """This rank's part of so many things in a row; it may be empty."""
+    each = -(-total // count())
+    return slice(min(total, rank() * each), min(total, (rank() + 1) * each))
+
+
+def gathered(part: T | None) -> list[T] | None:
+    """The parts of all ranks that have one, in order, on rank 0; None on the others."""
+    parts: list[T | None] = [part]
+    if count() > 1:
+        received: list[T | None] | None = None if rank() else [None] * count()
+        distributed.gather_object(part, received)
+        if received is None:
+            return None
+        parts = received
+    return [each for each in parts if each is not None]
+
+
+def take_buffers(module: nn.Module) -> None:
+    """Give a module rank 0's buffers: running statistics are those of each rank's own images."""
+    if count() > 1:
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def asked(signals: list[str]) -> list[str]:

@@ -94,7 +94,7 @@ def train(
         fabric = make_fabric(config.train.precision, joins=True)
         ranks.check_shares(config.train.batch_size, config.train.accumulate, ranks.count())
         if ranks.rank():
-            return _follow(fabric, config, parts, directory)
+            return _follow(fabric, config, parts, directory, tunes)
         with directory.locked():
             before = directory.read_record()
             check_same_run(directory, before, config_hash(config), plugins)
@@ -126,8 +126,10 @@ def train(
                 return Outcome(directory.path, "stopped", f"stopped by a signal; {again}")
 
 
-def _follow(fabric: Fabric, config: RunConfig, parts: Parts, directory: RunDirectory) -> Outcome:
-    """The training steps of a run that rank 0 takes care of, which also says how it ends.
+def _follow(
+    fabric: Fabric, config: RunConfig, parts: Parts, directory: RunDirectory, tunes: bool
+) -> Outcome:
+    """A share of what is computed in a run that rank 0 takes care of, which also says how it ends.
 
     Raises:
         ValueError: the run directory of rank 0 is not seen from here.
@@ -143,7 +145,9 @@ def _follow(fabric: Fabric, config: RunConfig, parts: Parts, directory: RunDirec
                 "give all machines the same folder"
             )
         _set_threads(config.train.threads, [])
-        Session(config, parts, directory, fabric, show=False).fit()
+        session = Session(config, parts, directory, fabric, show=False)
+        session.fit()
+        session.results(tunes)
         return Outcome(directory.path, "complete", "")
     except (Stopped, KeyboardInterrupt):
         return Outcome(directory.path, "stopped", "")
@@ -202,7 +206,7 @@ class Session:
         self.length = len(self.train_split)
         self.optimizer = make_optimizer(self.objective, config.optim)
         ema = config.train.ema
-        self.average = MovingAverage(self.objective, ema) if ema and not ranks.rank() else None
+        self.average = MovingAverage(self.objective, ema) if ema else None
         self.evaluated()  # an objective that names none should fail before training
         self.tensorboard: Any = None
         self.bar: Any = None
@@ -230,8 +234,7 @@ class Session:
             if self.config.train.tensorboard:
                 self.tensorboard = _tensorboard(self.directory.path)
             progress = self.fit()
-            tunes = record["kind"] == "tune"
-            results = self.validation() if tunes else self.final_results()
+            results = self.results(tunes=record["kind"] == "tune")
         except Stopped as stopped:
             self._close(record, "stopped", str(stopped))
             again = "run the same command again to go on"
@@ -277,7 +280,7 @@ class Session:
         config, fabric = self.config, self.fabric
         path = checkpoint.latest(self.directory.checkpoints)
         progress = self._load(path) if path else Progress()
-        if not self.resident and not ranks.rank():
+        if not self.resident:
             self.evaluator.decoders.start()
         objective, optimizer = self.prepare()
         if path:  # now that the parameters are where their state must be
@@ -289,7 +292,7 @@ class Session:
             self.say(f"resuming at step {progress.step} of {steps}")
         calls = Calls(self.log, self.evaluate, self.picture, self.save)
         if ranks.rank():
-            calls = Calls(*[lambda *_: None] * 4)
+            calls = Calls(_nothing, self.evaluate, _nothing, _nothing)
         fit(
             fabric,
             objective,
@@ -331,6 +334,10 @@ class Session:
     def validation(self) -> dict[str, float]:
         """What the model is worth on the validation images."""
         return self.evaluator.validation(self.evaluated())
+
+    def results(self, tunes: bool) -> dict[str, float]:
+        """What a run ends with; one to choose values by does not look at the test images."""
+        return self.validation() if tunes else self.final_results()
 
     def final_results(self) -> dict[str, float]:
         """Accuracy and probes on the test split, which nothing has looked at before."""
@@ -420,6 +427,10 @@ class Session:
 
     def _close(self, record: dict[str, Any], status: str, error: str | None) -> None:
         self.directory.write_record({**record, "status": status, "error": error})
+
+
+def _nothing(*_: object) -> None:
+    """What ranks above 0 do where rank 0 logs, draws or saves."""
 
 
 def _set_threads(wanted: int | None, history: list[dict[str, Any]]) -> None:

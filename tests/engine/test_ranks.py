@@ -18,9 +18,12 @@ from torch import Tensor
 
 from hybridvit import build, config
 from hybridvit.cli import main
+from hybridvit.data.loader import eval_batches
 from hybridvit.engine.checkpoint import latest
+from hybridvit.engine.load import load_run
 from hybridvit.engine.ranks import asked, check_launch, check_shares
 from hybridvit.engine.run import train
+from hybridvit.evaluation.accuracy import predictions
 from hybridvit.objectives import OBJECTIVES
 
 # Without momentum or moments, so that weights are sums of gradients: AdamW would hide a factor.
@@ -70,6 +73,12 @@ CASES = {
         "train.compile=whole",
         "optim.clip_norm=null",
     ],
+    "evaluated in turns": [
+        *objective("masked_patch"),
+        "eval={probes: [knn, linear], epochs: 0.25, batch_size: 100}",
+        "train.picture_epochs=0.25",
+    ],
+    "evaluated at once": [*objective("supervised"), "eval.batch_size=2000"],  # nothing for rank 1
     "masters": [*objective("simmim"), "train.precision=bf16_params"],
 }
 TOLERANCE = {"masters": 0.02}  # of the way that weights went; gradients in bf16 have 8 bits
@@ -133,7 +142,37 @@ def test_ranks_take_the_steps_of_one_process(tmp_path: Path) -> None:
             assert way(weights(one, "ema"), weights(two, "ema")) < allowed * went, name
         record = json.loads((two / "run.json").read_text())
         assert (record["status"], record["hardware"]["ranks"]) == ("complete", 2)
-        assert (two / "summary.json").is_file()
+        assert results(two) == pytest.approx(results(one), abs=0.01), name  # 4 of 359 images
+
+
+def test_all_ranks_evaluate_with_the_running_statistics_that_are_kept(tmp_path: Path) -> None:
+    """Those of rank 0, whose share of the images is not the others'."""
+    overrides = [
+        *objective("supervised"),
+        "stem={name: conv, args: {channels: [8]}}",
+        "optim.name=adamw",
+        "optim.lr=0.02",
+        "train.batch_size=8",
+        "train.epochs=1",
+        "eval.batch_size=50",
+    ]
+    run = tmp_path / "run"
+    done = hybridvit("train", "digits.yaml", *overrides, f"out={run}")
+    assert done.returncode == 0, done.stderr
+    dataset = build.make_dataset(config.load("digits.yaml", overrides), build.make_parts([])[0])
+    batches = eval_batches(dataset.test, dataset.image_size, 50, "cpu")
+    said, labels = predictions(load_run(run), batches)
+    kept = json.loads((run / "predictions.json").read_text())
+    assert kept["predicted"]["test/accuracy"] == said.tolist()
+    assert kept["labels"] == labels.tolist()
+
+
+def results(run: Path) -> dict[str, float]:
+    """What a run's network, and on the way its validation images, are worth."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seen = {f"{line['step']} {k}": v for line in lines for k, v in line.items() if "val/" in k}
+    found: dict[str, float] = json.loads((run / "summary.json").read_text())["results"]
+    return found | seen
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
