@@ -46,6 +46,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "dino": {"hidden_dim": 32, "bottleneck_dim": 16, "output_dim": 64},
 }
 RUN = ["--standalone", "--nproc-per-node=2"]
+needs_two = pytest.mark.skipif(
+    torch.cuda.device_count() == 1, reason="two ranks want two GPUs, or none"
+)
 
 
 def objective(name: str) -> list[str]:
@@ -123,6 +126,7 @@ def losses(run: Path) -> list[float]:
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
+@needs_two
 def test_ranks_take_the_steps_of_one_process(tmp_path: Path) -> None:
     """Every objective: the same loss and weights, to rounding, as if one had all images."""
     (tmp_path / "cases.json").write_text(json.dumps(CASES))
@@ -145,6 +149,7 @@ def test_ranks_take_the_steps_of_one_process(tmp_path: Path) -> None:
         assert results(two) == pytest.approx(results(one), abs=0.01), name  # 4 of 359 images
 
 
+@needs_two
 def test_all_ranks_evaluate_with_the_running_statistics_that_are_kept(tmp_path: Path) -> None:
     """Those of rank 0, whose share of the images is not the others'."""
     overrides = [
@@ -175,6 +180,7 @@ def results(run: Path) -> dict[str, float]:
     return found | seen
 
 
+@needs_two
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     """Stopped on two ranks by a signal, then brought to its end by one process."""
     overrides = [*objective("supervised"), "train.epochs=10", "train.log_every=1"]
@@ -201,6 +207,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     assert [p["hardware"]["ranks"] for p in (*record["earlier"], record)] == [2, 1]
 
 
+@needs_two
 def test_ranks_end_with_the_first_in_one_line(tmp_path: Path) -> None:
     out = f"out={tmp_path / 'run'}"
     train(config.load("digits.yaml", SMALL), name="digits", out=tmp_path / "run", show=False)
