@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ValueError as error:
-        print(f"hybridvit: {' '.join(str(error).split())}", file=sys.stderr)
+        if _tells():
+            print(f"hybridvit: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,6 +64,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hybridvit: stopped", file=sys.stderr)
         return EXIT_CODES["stopped"]
+
+
+def _tells() -> bool:
+    """Whether this process tells of mistakes. Until ranks have joined, all make the same ones."""
+    if os.environ.get("RANK", "0") == "0":
+        return True
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_initialized()
 
 
 def _told_out_of_memory(error: Exception) -> bool:
@@ -354,7 +363,7 @@ def _warn_of_precision(*configs: RunConfig) -> None:
     from hybridvit.engine.device import bf16_slowdown
 
     found = sorted({c.train.precision for c in configs} - {"fp32"})
-    slowdown = bf16_slowdown() if found else None
+    slowdown = bf16_slowdown() if found and _tells() else None
     if slowdown is not None:
         print(
             f"warning: train.precision={' and '.join(found)}: this CPU takes {slowdown:.0f} times "

@@ -41,7 +41,7 @@ class TrainLoader:
 
     Position p of the stream is place p mod n in the order of epoch p // n. A batch is the next
     `batch_size` positions, so it may straddle epochs; each epoch sees each image once. Rank r of
-    `world` holds the r-th of equal contiguous slices.
+    `world` holds the r-th of equal contiguous slices of each micro-batch.
 
     Args:
         image_size: (H, W) of the batches.
@@ -50,6 +50,7 @@ class TrainLoader:
         fill: colour of erased boxes, (3,) in [0, 1]; black if none.
         views: how often each image is in a batch, augmented anew: the first view is that of a
             loader with one, view v draws from the image's key folded with v.
+        parts: micro-batches of a batch.
 
     Raises:
         ValueError: an empty split, views that cannot differ, or an argument out of range.
@@ -70,6 +71,7 @@ class TrainLoader:
         views: int = 1,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
     ) -> None:
         if len(split) == 0:
             raise ValueError("the training split has no images; use a smaller validation fraction")
@@ -83,7 +85,8 @@ class TrainLoader:
                 "equal; set at least data.augment.crop=resized"
             )
         assert 0 <= rank < world
-        assert world == 1 or batch_size % (2 * world) == 0, "whole pairs of mixup's partners"
+        assert world == 1 or batch_size % (2 * world * parts) == 0, "whole pairs, mixup's partners"
+        assert batch_size % parts == 0
         assert views >= 1
         augment.check(image_size)
         self.split = split
@@ -96,7 +99,10 @@ class TrainLoader:
         self.fill = torch.tensor(fill, device=self.device)
         self.views = views
         self.share = batch_size // world  # images of this rank in a batch
-        self.offset = rank * self.share
+        # Where they are in it: a slice of each part.
+        each = batch_size // (world * parts)
+        self.places = [(part * world + rank) * each for part in range(parts)]
+        self.each = each
         self.resident = Resident(split, device, progress=rank == 0) if resident else None
         # Places are found where the images are, so that a resident set never waits for the host.
         self._home = self.device if resident else torch.device("cpu")
@@ -120,8 +126,8 @@ class TrainLoader:
         Raises:
             ValueError: an image cannot be decoded; the message names its file.
         """
-        first = start_position + self.offset
-        starts = range(first, first + steps * self.batch_size, self.batch_size)
+        stop = start_position + steps * self.batch_size
+        starts = range(start_position, stop, self.batch_size)
         if self.resident is None:
             plan = (self._slots(start)[0].tolist() for start in starts)
             pictures = Decoders([self.split], self.device, self.workers)(self.split, plan)
@@ -144,14 +150,17 @@ class TrainLoader:
         return Batch(views[0], labels, index, key, tuple(views[1:]))
 
     def _slots(self, start: int) -> tuple[Tensor, Tensor]:
-        """This rank's places in the split and their epochs, (share,) each."""
-        slots, epochs, stop = [], [], start + self.share
-        while start < stop:
-            epoch, place = divmod(start, len(self.split))
-            count = min(len(self.split) - place, stop - start)
-            slots.append(self._order(epoch)[place : place + count])
-            epochs.append(torch.full((count,), epoch, device=self._home))
-            start += count
+        """This rank's places in the split and their epochs, (share,) each, of the batch that starts
+        at a position."""
+        slots, epochs = [], []
+        for place in self.places:
+            at, stop = start + place, start + place + self.each
+            while at < stop:
+                epoch, offset = divmod(at, len(self.split))
+                count = min(len(self.split) - offset, stop - at)
+                slots.append(self._order(epoch)[offset : offset + count])
+                epochs.append(torch.full((count,), epoch, device=self._home))
+                at += count
         return torch.cat(slots), torch.cat(epochs)
 
 
@@ -243,11 +252,13 @@ class Decoders:
 
 
 def _heed_the_run(_worker: int) -> None:
-    """Signals that a terminal or a job's end sends to all processes are the run's to answer.
+    """Signals that a terminal, torchrun or a job's end sends to all processes are the run's to
+    answer; those to its process group do not come here.
 
     It still decodes after Ctrl-C, for what it was about to evaluate. A worker that is told to end
     does so as if done: torch would raise wherever the run is, cleaning up included.
     """
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 

@@ -6,6 +6,7 @@ nearly as long as all else that a run imports.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Iterator
@@ -81,8 +82,12 @@ def make_fabric(precision: Precision, *, joins: bool = False) -> Fabric:
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     # What ranks tell each other beside gradients is on the host, so that it waits for no GPU.
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    strategy = DDPStrategy(process_group_backend=backend, timeout=ranks.PATIENCE)
+    # Heads, poolings or the end of a backbone may be there that an objective does not train.
+    strategy = DDPStrategy(
+        process_group_backend=backend, timeout=ranks.PATIENCE, find_unused_parameters=True
+    )
     nodes = ranks.wanted() // here
     fabric = Fabric(accelerator=kind, devices=here, num_nodes=nodes, strategy=strategy, **kept)
     fabric.launch()
+    atexit.register(ranks.leave)
     return fabric

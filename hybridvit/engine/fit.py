@@ -121,6 +121,9 @@ def fit(
                     calls.save(progress)
                     saved = time.perf_counter()
             if stop:
+                ranks.asked(
+                    []
+                )  # all wait until it is saved, lest one that ends has the others killed
                 raise Stopped(f"stopped by {stop[0]} after step {step} of {steps}")
 
 

@@ -130,6 +130,17 @@ def asked(signals: list[str]) -> list[str]:
     return (signals[:1] or ["a signal to another rank"]) if received else []
 
 
+def lost(error: Exception) -> bool:
+    """Whether an error says that another rank has ended."""
+    return count() > 1 and any(words in str(error) for words in LOST)
+
+
+def leave() -> None:
+    """End the group, which must be before Python ends, whose threads gloo's would wait for."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Where another rank has ended, so does this one, in one line.
@@ -140,7 +151,6 @@ def joined() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        told = isinstance(error, distributed.DistError) or any(w in str(error) for w in LOST)
-        if count() == 1 or not told:
+        if not lost(error):
             raise
         raise ValueError(f"rank {rank()} ends, because another rank has") from error

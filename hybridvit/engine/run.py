@@ -91,8 +91,8 @@ def train(
     config = build.resolve(config, parts)
     directory = RunDirectory(out or Path("runs") / f"{name}-{config_hash(config)}")
     with terminable(), ranks.joined():
+        ranks.check_shares(config.train.batch_size, config.train.accumulate, ranks.wanted())
         fabric = make_fabric(config.train.precision, joins=True)
-        ranks.check_shares(config.train.batch_size, config.train.accumulate, ranks.count())
         if ranks.rank():
             return _follow(fabric, config, parts, directory, tunes)
         with directory.locked():
@@ -193,6 +193,7 @@ class Session:
             fill=self.objective.model.mean.flatten().tolist(),
             rank=ranks.rank(),
             world=ranks.count(),
+            parts=config.train.accumulate,
         )
         self.evaluator = Evaluator(
             config,
@@ -437,7 +438,9 @@ def _set_threads(wanted: int | None, history: list[dict[str, Any]]) -> None:
     """As many as the config says, or the user's OMP_NUM_THREADS; else, as sums follow their number,
     as many as a run that goes on began with, where there are cores for them."""
     if wanted is None and history and "OMP_NUM_THREADS" not in os.environ:
-        began = (history[0]["hardware"] or {}).get("threads")
+        hardware = history[0]["hardware"] or {}
+        alike = hardware.get("ranks", 1) == ranks.count()
+        began = hardware.get("threads") if alike else None
         wanted = began if isinstance(began, int) and began <= cores() else None
     if wanted is not None:
         torch.set_num_threads(wanted)

@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hybridvit.engine.ranks import lost
+
 ASKING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -30,11 +32,12 @@ def stop_signals() -> Iterator[list[str]]:
 def blamed(signals: list[str]) -> Iterator[None]:
     """What fails inside once a signal has come is that signal's doing: a terminal's Ctrl-C also
     ends the compilers that torch has started, and who ends a job its decode workers, too; torch
-    then raises an error of theirs."""
+    then raises an error of theirs. Not so where another rank has ended, for which torchrun ends
+    this one."""
     try:
         yield
     except Exception as error:  # raised again, as an error or as the signal's doing
-        if signals:
+        if signals and not lost(error):
             raise KeyboardInterrupt from error
         raise
 

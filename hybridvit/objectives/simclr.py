@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch.fx.experimental._config as fx_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridvit.contracts import Batch, Objective, StepOutput
 from hybridvit.objectives.views import both_views, no_autocast, picture_rows, spread, widened
@@ -82,8 +82,16 @@ class SimCLR(Objective):
     # lightly's loss selects by a mask, which would break the graph.
     def _compare(self, projected: Tensor, features: Tensor) -> StepOutput:
         with no_autocast(projected), _masks_of_ones() if projected.is_meta else nullcontext():
-            loss = self.criterion(*widened(projected).chunk(2))
+            loss = self._criterion(projected)(*widened(projected).chunk(2))
         return StepOutput(loss, {"loss": loss.detach(), "spread": spread(features)})
+
+    def _criterion(self, projected: Tensor) -> nn.Module:
+        """The loss; where costs are counted, by one rank as of all images, it gathers nothing."""
+        from lightly.loss import NTXentLoss
+
+        counted = projected.is_meta
+        loss: nn.Module = NTXentLoss(self.criterion.temperature) if counted else self.criterion
+        return loss
 
 
 def _masks_of_ones() -> AbstractContextManager[None]:

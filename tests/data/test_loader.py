@@ -37,6 +37,7 @@ def loader(
     views: int = 1,
     rank: int = 0,
     world: int = 1,
+    parts: int = 1,
     how: Augment | None = None,
 ) -> TrainLoader:
     return TrainLoader(
@@ -51,6 +52,7 @@ def loader(
         views=views,
         rank=rank,
         world=world,
+        parts=parts,
     )
 
 
@@ -132,17 +134,20 @@ def test_streaming_equals_resident(workers: int, crop: str, views: int) -> None:
 
 
 @pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_the_global_batch(resident: bool, world: int) -> None:
-    whole = list(loader(arrays(), resident=resident, views=2).batches(5, 4))
-    ranks = [
-        list(loader(arrays(), resident=resident, views=2, rank=r, world=world).batches(5, 4))
-        for r in range(world)
-    ]
+@pytest.mark.parametrize(("world", "parts"), [(2, 1), (4, 1), (2, 2), (1, 2)])
+def test_ranks_share_each_micro_batch(resident: bool, world: int, parts: int) -> None:
+    def batches(rank: int, world: int, parts: int) -> list[Batch]:
+        made = loader(arrays(), resident=resident, views=2, rank=rank, world=world, parts=parts)
+        return list(made.batches(5, 4))
+
+    whole, ranks = batches(0, 1, 1), [batches(r, world, parts) for r in range(world)]
     for step in range(4):
-        parts = zip(*(columns_of(ranks[r][step]) for r in range(world)), strict=True)
-        for part, column in zip(parts, columns_of(whole[step]), strict=True):
-            assert torch.equal(torch.cat(part), column)
+        micro = list(whole[step].split(8 // parts))
+        shares = [list(ranks[r][step].split(8 // (parts * world))) for r in range(world)]
+        for part in range(parts):
+            columns = zip(*(columns_of(shares[r][part]) for r in range(world)), strict=True)
+            for share, column in zip(columns, columns_of(micro[part]), strict=True):
+                assert torch.equal(torch.cat(share), column)
 
 
 def test_further_views_leave_the_first_alone_and_have_keys_of_their_own() -> None:

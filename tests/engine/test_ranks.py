@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from hybridvit.engine.checkpoint import latest
 from hybridvit.engine.load import load_run
 from hybridvit.engine.ranks import asked, check_launch, check_shares
 from hybridvit.engine.run import train
+from hybridvit.engine.signals import blamed
 from hybridvit.evaluation.accuracy import predictions
 from hybridvit.objectives import OBJECTIVES
 
@@ -58,6 +60,10 @@ def objective(name: str) -> list[str]:
 
 CASES = {
     **{name: objective(name) for name in OBJECTIVES},
+    **{
+        f"{name}, in parts": [*objective(name), "train.accumulate=2"] for name in ("simclr", "dino")
+    },
+    "untrained parts": [*objective("mae"), "encoder.args.pool=map", "encoder.args.fc_norm=true"],
     "mixed, in parts": [
         *objective("supervised"),
         "objective.args={mixup: 0.8, cutmix: 1.0}",
@@ -181,10 +187,31 @@ def results(run: Path) -> dict[str, float]:
 
 
 @needs_two
-def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
-    """Stopped on two ranks by a signal, then brought to its end by one process."""
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path, streamed: bool) -> None:
+    """Stopped on two ranks by a signal, then brought to its end by one process. Where torchrun ends
+    a run it signals the decode workers, too."""
     overrides = [*objective("supervised"), "train.epochs=10", "train.log_every=1"]
+    if streamed:
+        overrides += [*of(slow_folder(tmp_path)), "data.workers=1"]
     run, whole = tmp_path / "run", tmp_path / "whole"
+    stop(run, overrides)
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "stopped", record["error"]
+    assert "SIGTERM" in record["error"] or "another rank" in record["error"]
+    stopped_at = int(latest(run / "checkpoints").name.removeprefix("step-"))
+    assert stopped_at > 0
+    for out in (run, whole):
+        train(config.load("digits.yaml", overrides), name="digits", out=out, show=False)
+    went = way(weights(whole), initial(overrides))
+    assert way(weights(run), weights(whole)) < 0.01 * went
+    assert stopped_at < int(latest(whole / "checkpoints").name.removeprefix("step-"))
+    record = json.loads((run / "run.json").read_text())
+    assert [p["hardware"]["ranks"] for p in (*record["earlier"], record)] == [2, 1]
+
+
+def stop(run: Path, overrides: list[str]) -> None:
+    """Train on two ranks, and have torchrun end them once they are at it."""
     command = [sys.executable, "-m", "torch.distributed.run", *RUN, "-m", "hybridvit.cli", "train"]
     with subprocess.Popen(
         [*command, "digits.yaml", *overrides, f"out={run}"], stderr=subprocess.PIPE, text=True
@@ -194,17 +221,35 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)  # torchrun hands it on
         process.communicate()
-    record = json.loads((run / "run.json").read_text())
-    assert record["status"] == "stopped", record["error"]
-    assert "SIGTERM" in record["error"] or "another rank" in record["error"]
-    stopped_at = int(latest(run / "checkpoints").name.removeprefix("step-"))
-    assert 0 < stopped_at < 202
-    train(config.load("digits.yaml", overrides), name="digits", out=run, show=False)
-    train(config.load("digits.yaml", overrides), name="digits", out=whole, show=False)
-    went = way(weights(whole), initial(overrides))
-    assert way(weights(run), weights(whole)) < 0.01 * went
-    record = json.loads((run / "run.json").read_text())
-    assert [p["hardware"]["ranks"] for p in (*record["earlier"], record)] == [2, 1]
+
+
+def of(images: Path) -> list[str]:
+    """A config of a folder's images, decoded as they are needed."""
+    data = f"data={{name: image_folder, args: {{root: {images}, image_size: 8}}}}"
+    return [data, "data.resident=false", "stem.args.patch=2"]
+
+
+def slow_folder(folder: Path) -> Path:
+    """Images that take longer to decode than to train on, so that no batch waits for its step."""
+    for number in range(192):
+        place = folder / "images" / f"class{number % 2}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        generator = torch.Generator().manual_seed(number)
+        pixels = torch.randint(0, 256, (400, 400, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(place)
+    return folder / "images"
+
+
+@needs_two
+def test_a_rank_that_fails_fails_the_run(tmp_path: Path) -> None:
+    """torchrun then ends the others by a signal, which is not why they end."""
+    images = slow_folder(tmp_path)
+    last = max(images.rglob("*.png"))
+    last.write_bytes(last.read_bytes()[:2000])
+    run = tmp_path / "run"
+    done = hybridvit("train", "digits.yaml", *SMALL, *of(images), "train.epochs=20", f"out={run}")
+    assert any(last.name in line for line in told(done)), done.stderr
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
 
 
 @needs_two
@@ -220,6 +265,8 @@ def test_ranks_end_with_the_first_in_one_line(tmp_path: Path) -> None:
     other = hybridvit("train", "digits.yaml", *SMALL, "seed=1", out)
     assert "holds the run" in told(other)[0]
     assert told(other)[1:] == ["hybridvit: rank 1 ends, because another rank has"]
+    of_all = hybridvit("train", "digits.yaml", *SMALL, "stem.name=patch", out)
+    assert len(told(of_all)) == 1
 
 
 @pytest.mark.parametrize(
@@ -252,6 +299,14 @@ def test_launches_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     check_launch(4)
     with pytest.raises(ValueError, match="has 2 GPUs; use --nproc-per-node=2"):
         check_launch(2)
+
+
+def test_a_signal_is_not_blamed_for_a_rank_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridvit.engine.ranks.count", lambda: 2)
+    with pytest.raises(RuntimeError, match="closed by peer"), blamed(["SIGTERM"]):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection closed by peer")
+    with pytest.raises(KeyboardInterrupt), blamed(["SIGTERM"]):
+        raise RuntimeError("a worker has ended")
 
 
 def test_a_process_alone_asks_itself() -> None:
