@@ -20,8 +20,8 @@ from hybridvit.engine.device import device_name, matrix_peak, memory_used, wait_
 from hybridvit.engine.fabric import make_fabric
 from hybridvit.engine.fit import clip, move, seed_step, set_rates
 from hybridvit.engine.idle import alone, check_idle
-from hybridvit.engine.run import Session
 from hybridvit.engine.runlog import RunDirectory
+from hybridvit.engine.session import Session
 
 WARMUP = 3  # steps that are not counted
 LEAST = 5  # steps that are, however long they take

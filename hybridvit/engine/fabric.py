@@ -7,6 +7,7 @@ nearly as long as all else that a run imports.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,9 @@ with _by_version_alone("torchmetrics"):
     from lightning_fabric.strategies.ddp import DDPStrategy
 
 __all__ = ["Fabric", "make_fabric"]
+
+# Fabric's notes on precision and devices are in the record; warnings still show.
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 class Autocast(MixedPrecision):

@@ -13,8 +13,8 @@ from hybridvit.data.dataset import Dataset
 from hybridvit.data.loader import eval_batches
 from hybridvit.data.splits import Split
 from hybridvit.engine.describe import describe_data
-from hybridvit.engine.run import Outcome
 from hybridvit.engine.runlog import RunDirectory, check_same_run, new_record
+from hybridvit.engine.session import Outcome
 from hybridvit.engine.signals import terminable
 from hybridvit.evaluation import probes
 

@@ -68,7 +68,7 @@ def time_steps(config: RunConfig, warmup: int, steps: int, out: Path) -> None:
         warmup: steps before those that count; `steps` is a multiple of it.
     """
     from hybridvit.engine.fabric import make_fabric
-    from hybridvit.engine.run import Session
+    from hybridvit.engine.session import Session
 
     assert steps % warmup == 0
     (out / "run").mkdir(parents=True)

@@ -48,6 +48,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "dino": {"hidden_dim": 32, "bottleneck_dim": 16, "output_dim": 64},
 }
 RUN = ["--standalone", "--nproc-per-node=2"]
+# torchrun's second process would be refused there, where it has no GPU of its own.
 needs_two = pytest.mark.skipif(
     torch.cuda.device_count() == 1, reason="two ranks want two GPUs, or none"
 )

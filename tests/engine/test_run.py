@@ -26,8 +26,9 @@ from hybridvit.engine import checkpoint
 from hybridvit.engine import fit as fit_module
 from hybridvit.engine.fabric import make_fabric
 from hybridvit.engine.fit import seed_step
-from hybridvit.engine.run import Session, train
+from hybridvit.engine.run import train
 from hybridvit.engine.runlog import RunDirectory
+from hybridvit.engine.session import Session
 
 SMALL = [
     "encoder.args.dim=16",
@@ -216,7 +217,7 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_piece(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    "where", ["hybridvit.engine.run.fit", "hybridvit.engine.run.Session.final_results"]
+    "where", ["hybridvit.engine.session.fit", "hybridvit.engine.session.Session.final_results"]
 )
 def test_a_signal_outside_of_training_closes_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
@@ -363,7 +364,7 @@ def test_a_streamed_run_starts_workers_for_training_and_for_evaluation_once(
     before_training: list[int] = []
     fit = fit_module.fit
     monkeypatch.setattr(
-        "hybridvit.engine.run.fit", lambda *a: (before_training.append(len(started)), fit(*a))
+        "hybridvit.engine.session.fit", lambda *a: (before_training.append(len(started)), fit(*a))
     )
     settings = load(make_folder(tmp_path / "set"), "data.resident=false", "data.workers=1",
                     "train.epochs=6", "train.picture_epochs=2", "objective.name=masked_patch",
