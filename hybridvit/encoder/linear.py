@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,14 +28,14 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activated: bool = False) -> Tensor:
     """x W^T + b for tokens (..., I), weights (O, I) and a bias (O,): (..., O).
 
-    Compiled in bf16 for a CPU it is `Affine`.
+    In bf16 on a CPU it is `Affine`.
 
     Args:
         activated: whether an activation function follows, see `bias_gradient`.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     in_bf16 = x.device.type == "cpu" and dtype == torch.bfloat16
-    if not (torch.compiler.is_compiling() and in_bf16):
+    if not in_bf16 or not (torch.compiler.is_compiling() or joins_bias()):
         return F.linear(x, weight, bias)
     bias = None if bias is None else bias.to(dtype)
     y: Tensor = Affine.apply(x.to(dtype), weight.to(dtype), bias, threads(), activated)
@@ -44,8 +45,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activated: bool = 
 class Affine(torch.autograd.Function):
     """x W^T + b, whose gradient by the weights is computed in parts, one a thread.
 
-    The bias is added apart from the product, in the pass over what follows; the product would copy
-    it to its whole result beforehand.
+    torch's layer copies the bias to the whole result, to which it adds the product. Here the
+    compiler adds the bias in its pass over what follows; without it, oneDNN as it writes the
+    product.
     """
 
     @staticmethod
@@ -54,6 +56,10 @@ class Affine(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.parts, ctx.activated = parts, activated
+        if x.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+            bias = None if bias is None else bias.contiguous()  # it reads as if it were
+            joined: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            return joined
         product = F.linear(x, weight)
         return product if bias is None else product + bias
 
@@ -94,6 +100,16 @@ def weight_gradient(x: Tensor, gradient: Tensor, parts: int) -> Tensor:
     if x.shape[-1] < gradient.shape[-1]:
         return (x.mT @ gradient).sum(dim=0).mT.contiguous()
     return (gradient.mT @ x).sum(dim=0)
+
+
+@cache
+def joins_bias() -> bool:
+    """Whether oneDNN's product with a bias, which torch's compiler takes, too, is here for bf16."""
+    try:
+        supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return supported and callable(torch.ops.mkldnn._linear_pointwise)
+    except AttributeError:  # torch was built without oneDNN
+        return False
 
 
 def threads() -> int:

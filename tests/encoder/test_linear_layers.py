@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,27 @@ import torch.nn.functional as F
 from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridvit.encoder import linear as module
-from hybridvit.encoder.linear import Affine, Linear, linear, weight_gradient
+from hybridvit.encoder.linear import Affine, Linear, joins_bias, linear, weight_gradient
 from hybridvit.encoder.mlp import Mlp
 
 DOUBLE = torch.float64
+onednn = pytest.mark.skipif(not joins_bias(), reason="no oneDNN for bf16 here")
+
+
+class Operators(TorchDispatchMode):
+    """Operators that are called, and the sizes of their first tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: defaultdict[str, list[tuple[int, ...]]] = defaultdict(list)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.sizes[func.overloadpacket.__name__].append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +70,12 @@ def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted: int, flops: int
 
 def test_few_tokens_have_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FEW", 10)
-    x, gradient = torch.randn(18, 4), torch.randn(18, 3)
-    assert torch.equal(weight_gradient(x, gradient, 2), gradient.mT @ x)
+    for tokens, parts in ((18, 1), (20, 2)):
+        x, gradient = torch.randn(tokens, 4), torch.randn(tokens, 3)
+        with Operators() as called:
+            found = weight_gradient(x, gradient, 2)
+        assert called.sizes["bmm"] == [(parts, 3, tokens // parts)]
+        torch.testing.assert_close(found, gradient.mT @ x)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -103,15 +121,50 @@ def test_compiled_in_float32_it_is_torchs() -> None:
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_not_compiled_it_is_torchs_bit_by_bit(precision: torch.dtype) -> None:
+def test_not_compiled_it_is_torchs_bit_by_bit_in_float32_and_without_onednn(
+    precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "joins_bias", lambda: precision == torch.float32)
     layer, x = Linear(32, 64), torch.randn(8, 16, 32)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
+def test_without_onednn_there_is_no_product_with_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert joins_bias.__wrapped__() is False
+
+
+@onednn
+def test_not_compiled_in_bf16_the_bias_is_added_by_the_product() -> None:
+    layer, x = Linear(32, 64), torch.randn(8, 16, 32, requires_grad=True)
+    with Operators() as called, torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    assert called.sizes["_linear_pointwise"] == [(8, 16, 32)]
+    assert not called.sizes.keys() & {"addmm", "mm", "add"}
+
+
+@onednn
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_not_compiled_in_bf16_layers_take_tokens_and_weights_however_they_lie(images: int) -> None:
+    wide = torch.randn(images, 4, 10, 8, dtype=torch.bfloat16)
+    x = wide.transpose(1, 2)[..., ::2].requires_grad_()  # (B, 10, 4, 4)
+    weight = torch.randn(4, 6, dtype=torch.bfloat16).T.requires_grad_()
+    bias = torch.randn(12, dtype=torch.bfloat16)[::2].requires_grad_()
+    leaves = (x, weight, bias)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    ours, known = linear(*leaves), F.linear(*exact)
+    slope = torch.randn_like(ours)
+    found = (ours, *torch.autograd.grad(ours, leaves, slope))
+    wanted = (known, *torch.autograd.grad(known, exact, slope.double()))
+    for mine, true in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine.double(), true, atol=0.03, rtol=0.01)
+
+
+@pytest.mark.parametrize("how", ["compiled", pytest.param("eager", marks=onednn)])
 @pytest.mark.parametrize(("bias", "activated"), [(True, False), (False, False), (True, True)])
-def test_compiled_values_and_gradients_are_about_as_exact_as_torchs(
-    bias: bool, activated: bool
+def test_values_and_gradients_are_about_as_exact_as_torchs(
+    how: str, bias: bool, activated: bool
 ) -> None:
     """Beside float64, errors of both are those of rounding to bf16. A gradient of weights is
     rounded twice, its parts and their sum: by a factor of about sqrt(2) at the most."""
@@ -129,8 +182,10 @@ def test_compiled_values_and_gradients_are_about_as_exact_as_torchs(
 
     exact = gradients(F.linear, DOUBLE)
     torchs = gradients(F.linear, torch.float32)
-    compiled = torch.compile(partial(linear, activated=activated), backend="aot_eager")
-    ours = gradients(compiled, torch.float32)
+    call = partial(linear, activated=activated)
+    if how == "compiled":
+        call = torch.compile(call, backend="aot_eager")
+    ours = gradients(call, torch.float32)
     for mine, theirs, true in zip(ours, torchs, exact, strict=True):
         scale = true.abs().mean()
         error, plain = ((found - true).abs().mean() / scale for found in (mine, theirs))
