@@ -33,8 +33,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activated: bool = 
     Args:
         activated: whether an activation function follows, see `bias_gradient`.
     """
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    in_bf16 = x.device.type == "cpu" and dtype == torch.bfloat16
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    alike = autocast or weight.dtype == dtype  # torch refuses others
+    in_bf16 = x.device.type == "cpu" and dtype == torch.bfloat16 and alike
     if not in_bf16 or not (torch.compiler.is_compiling() or joins_bias()):
         return F.linear(x, weight, bias)
     bias = None if bias is None else bias.to(dtype)

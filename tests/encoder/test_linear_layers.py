@@ -151,6 +151,16 @@ def test_not_compiled_in_bf16_the_bias_is_added_by_the_product() -> None:
     assert not called.sizes.keys() & {"addmm", "mm", "add"}
 
 
+@pytest.mark.parametrize("tokens", [torch.float32, torch.bfloat16])
+def test_without_autocast_tokens_and_weights_of_two_types_are_refused_as_by_torch(
+    tokens: torch.dtype,
+) -> None:
+    (weights,) = {torch.float32, torch.bfloat16} - {tokens}
+    layer = Linear(4, 6).to(weights)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        layer(torch.randn(2, 4, dtype=tokens))
+
+
 @onednn
 @pytest.mark.parametrize("images", [0, 1, 3])
 def test_not_compiled_in_bf16_layers_take_tokens_and_weights_however_they_lie(images: int) -> None:
