@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hybridvit.encoder import attention
 from hybridvit.engine.device import wait_for_device
-from hybridvit.engine.idle import check_idle
+from hybridvit.engine.idle import check_unused
 
 SIZES = (  # batch, heads, tokens, head width
     (128, 3, 17, 64),
@@ -30,19 +30,21 @@ ROUNDS = 11
 
 
 def seconds(qkv: Tensor, gradient: Tensor, fused: bool) -> float:
-    """One forward and backward pass."""
+    """One forward and backward pass; on a GPU of many, or starting them would be measured."""
     attention.prefers_fused = lambda *_: fused  # type: ignore[assignment]
+    count = 50 if qkv.is_cuda else 1
     wait_for_device()
     started = time.perf_counter()
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    attention.attend(q, k, v).backward(gradient)
+    for _ in range(count):
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attention.attend(q, k, v).backward(gradient)
     wait_for_device()
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) / count
 
 
 def main() -> None:
     """Time both kinds in turn, for each size and dtype."""
-    check_idle()
+    check_unused()
     chosen: Callable[..., bool] = attention.prefers_fused
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print("| dtype | batch, heads, tokens, width | plain ms | fused ms | fused is chosen |")

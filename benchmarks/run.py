@@ -23,7 +23,7 @@ from cases import CASES
 from contestant import Process
 
 from hybridvit.engine.device import bf16_slowdown
-from hybridvit.engine.idle import BUSY, busy_seconds, check_idle
+from hybridvit.engine.idle import BUSY, busy_seconds, check_idle, check_unused
 
 TRIES = 5  # at a turn that something else disturbs
 SETTLING = 20  # half seconds to wait between turns
@@ -89,7 +89,7 @@ def measure(case: str, rounds: int, seconds: float, beside_load: bool) -> dict[s
     if rounds < 1:
         raise ValueError(f"--rounds {rounds} should be at least 1")
     if not beside_load:
-        check_idle()
+        check_unused()
     with contestants(case) as (processes, skipped):
         if not processes:
             reasons = "; ".join(sorted(set(skipped.values())))

@@ -7,6 +7,7 @@ kept busy between two log points is not seen in any result.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -27,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hybridvit.config import EvalConfig, OptimConfig, RunConfig, TrainConfig
 from hybridvit.contracts import Batch, Objective
 from hybridvit.data import crops, policy
-from hybridvit.data.augment import Augment, augment
+from hybridvit.data.augment import Augment, augment, plain
 from hybridvit.data.loader import TrainLoader, order
 from hybridvit.data.splits import ArraySplit
 from hybridvit.encoder.positions import Position
@@ -178,6 +179,36 @@ def test_augmentation_waits_for_nothing(how: str, size: int, mode: FakeTensorMod
             made = augment(images, key, AUGMENTS[how], (32, 32), fill)
     assert (made.device.type, made.shape, made.dtype) == ("cuda", (8, 3, 32, 32), torch.float32)
     assert copies.sent == 0
+
+
+class HostDivisors(TorchDispatchMode):
+    """Divisions of floats by numbers of the host: GPUs multiply by the reciprocal, whose last bit
+    is another. Halves and the like have exact ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.div, torch.ops.aten.div_):
+            number = args[1] if not isinstance(args[1], Tensor) else 1
+            if args[0].is_floating_point() and math.frexp(number)[0] != 0.5:
+                self.found.append(f"{func} by {number}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("how", AUGMENTS)
+def test_divisions_are_a_cpus(how: str, mode: FakeTensorMode) -> None:
+    """Or pixels would differ from those of a CPU: by one place of the last bit, or by a whole grey
+    value where they are rounded."""
+    with mode, HostDivisors() as divisors:
+        images = torch.empty(8, 3, 48, 48, dtype=torch.uint8, device="cuda")
+        key, fill = torch.empty(8, dtype=torch.int64, device="cuda"), images.new_empty(3)
+        crops._table.cache_clear()  # and tables are made on the device
+        for size in ((32, 32), (96, 96)):
+            augment(images, key, AUGMENTS[how], size, fill)
+            plain(images, size)
+    assert divisors.found == []
 
 
 @pytest.mark.parametrize("views", [1, 2])

@@ -163,9 +163,12 @@ def _check_area(name: str, scale: tuple[float, float], usual: str) -> None:
 
 
 def _floats(images: Tensor) -> Tensor:
+    # On the device: a GPU divides by a number of the host's by multiplying with its reciprocal,
+    # which changes the last bit of half of all grey values.
+    white = torch.full((), 255.0, device=images.device)
     if images.dtype == torch.uint8:  # first all floats: dividing bytes takes twice as long
-        return images.float().div_(255)
-    return (images / 255).clamp(0, 1)
+        return images.float().div_(white)
+    return (images / white).clamp(0, 1)
 
 
 def _three_channels(images: Tensor) -> Tensor:

@@ -160,7 +160,8 @@ def _computed(
     Triangles around the centres of `count` equal parts, one pixel or one part wide to each side,
     whichever is more. Where `flipped`, (B,), the parts are counted from the end.
     """
-    step = (length.float() / count)[:, None]  # (B, 1)
+    # On the device, because a GPU multiplies by the reciprocal of a number of the host's.
+    step = (length.float() / torch.full((), float(count), device=start.device))[:, None]  # (B, 1)
     reach = step.clamp_min(1)
     centre = step * (torch.arange(count, device=start.device) + 0.5) / reach  # (B, count)
     if flipped is not None:

@@ -164,7 +164,7 @@ def _sharpness(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     box = (rows[:, :-2] + rows[:, 1:-1]).add_(rows[:, 2:])
     edge = width + 1
     inner = pixels[:, edge:-edge]
-    smooth = (box.add_(inner, alpha=4) / 13).round_()
+    smooth = (box.add_(inner, alpha=4) / 13).round_()  # no thirteenth is a half
     lines = _cut(smooth.sub_(inner).mul_(-strength[:, None]).add_(inner))
     sharpened = images.clone()
     inside = (..., slice(1, -1), slice(1, -1))

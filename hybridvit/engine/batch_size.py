@@ -24,7 +24,7 @@ from hybridvit import build
 from hybridvit.config import RunConfig
 from hybridvit.engine.bench import Steps, both_ways, warm_up
 from hybridvit.engine.device import memory_used, out_of_memory
-from hybridvit.engine.idle import alone, check_idle
+from hybridvit.engine.idle import alone, check_unused
 
 SHARE = 0.8  # of the memory that is available, for training on a CPU
 STEP = 8  # above it, batch sizes are multiples of it
@@ -66,7 +66,7 @@ def find_batch_size(
         ValueError: other processes use the machine, the config does not train, or no batch fits.
     """
     if not beside_load:
-        check_idle()
+        check_unused()
     parts, _ = build.make_parts(config.plugins)
     train, _ = build.make_splits(config, build.make_dataset(build.resolve(config, parts), parts))
     limit = memory_limit()

@@ -19,7 +19,7 @@ from hybridvit.config import RunConfig
 from hybridvit.engine.device import device_name, matrix_peak, memory_used, wait_for_device
 from hybridvit.engine.fabric import make_fabric
 from hybridvit.engine.fit import clip, move, seed_step, set_rates
-from hybridvit.engine.idle import alone, check_idle
+from hybridvit.engine.idle import alone, check_unused
 from hybridvit.engine.runlog import RunDirectory
 from hybridvit.engine.session import Session
 
@@ -86,7 +86,7 @@ def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False
         ValueError: other processes use the machine, which would be measured instead.
     """
     if not beside_load:
-        check_idle()  # before all is built
+        check_unused()  # before all is built
     steps = Steps(config)
     images = steps.config.train.batch_size
     warm_up(steps)
@@ -228,7 +228,7 @@ def profile(
         ValueError: other processes use the machine, which would be traced instead.
     """
     if not beside_load:
-        check_idle()
+        check_unused()
     steps = Steps(config)
     warm_up(steps)
     on_gpu = steps.fabric.device.type == "cuda"

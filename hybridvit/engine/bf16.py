@@ -31,7 +31,9 @@ class Bf16Parameters(nn.Module):
     def forward(self, batch: Batch) -> StepOutput:
         parameters = dict(self.objective.named_parameters())
         copies = {name: parameters[name].to(torch.bfloat16) for name in self.copied}
-        output: StepOutput = functional_call(self.objective, copies, (batch,))
+        # Looking for parameters of two names would take as long as all the rest of this; under its
+        # other name one stays as it is, and is cast by its layer.
+        output: StepOutput = functional_call(self.objective, copies, (batch,), tie_weights=False)
         return output
 
 

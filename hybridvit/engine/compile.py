@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from hybridvit.data import cache
 from hybridvit.encoder.block import Block, RunBlock, Survivors, run_block
 from hybridvit.encoder.positions import Places
 from hybridvit.encoder.vit import Encoder
+from hybridvit.engine import ranks
 from hybridvit.engine.bf16 import Bf16Parameters
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads it whenever it compiles
@@ -49,6 +51,7 @@ def for_training(objective: Objective, train: TrainConfig) -> nn.Module:
     """
     if train.compile != "none":
         keep_compiled()
+        _leave_as_written(train)
     run = recomputed if train.grad_checkpointing else run_block
     called: Any = Bf16Parameters(objective) if train.precision == "bf16_params" else objective
     if train.compile == "blocks":
@@ -62,12 +65,33 @@ def for_training(objective: Objective, train: TrainConfig) -> nn.Module:
     return module
 
 
+def _leave_as_written(train: TrainConfig) -> None:
+    """Switch off what torch does by default to compiled code on GPUs.
+
+    Recomputed dropout would draw from a generator of its own, which each process seeds anew, so
+    that a resumed run would drop other places. Under several ranks, code would be compiled in
+    parts of a MiB of gradients, to send these earlier: blocks are sent one by one anyway.
+    """
+    if train.grad_checkpointing:
+        functorch.graphsafe_rng_functionalization = False
+    if ranks.count() > 1:
+        from torch._dynamo import config  # the compiler, which takes as long to import as torch
+
+        config.optimize_ddp = False
+
+
 def check_compile(train: TrainConfig, device: torch.device) -> None:
     """See whether a device can do what is asked of it.
 
     Raises:
-        ValueError: CUDA graphs without a GPU; no C++ compiler for the CPU, or C compiler for a GPU.
+        ValueError: CUDA graphs without a GPU, or on several; no C++ compiler for the CPU, or C
+            compiler for a GPU; or none of Python's headers, which all compiled code includes.
     """
+    if train.compile == "graphs" and ranks.count() > 1:
+        raise ValueError(
+            f"train.compile='graphs' is for one GPU, and there are {ranks.count()} ranks; use "
+            "'whole' or 'blocks'"
+        )
     if train.compile == "graphs" and device.type != "cuda":
         raise ValueError(
             "train.compile='graphs' records CUDA graphs, and there is no GPU here; use 'whole'"
@@ -81,6 +105,12 @@ def check_compile(train: TrainConfig, device: torch.device) -> None:
         raise ValueError(
             f"train.compile={train.compile!r} needs a C compiler, by which Triton starts kernels: "
             "install gcc, name another in the environment variable CC, or use 'none'"
+        )
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if train.compile != "none" and not headers.is_file():
+        raise ValueError(
+            f"train.compile={train.compile!r} needs Python's headers, and there is no {headers}: "
+            "install those of this Python (python3-dev, say), or use 'none'"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from hybridvit.config import Precision
-from hybridvit.engine.compile import compiler
+from hybridvit.engine.compile import c_compiler, compiler
 from hybridvit.engine.device import SLOW, chosen_device, matrix_peak
 from hybridvit.engine.runlog import environment
 
@@ -31,12 +31,19 @@ def checks() -> list[tuple[str, bool, str]]:
         ("torchvision", *_torchvision()),
         ("cpu", True, f"{found['hardware']['cpu']}, {found['hardware']['cores']} cores"),
         ("threads", True, f"{torch.get_num_threads()} in torch"),
-        ("compiler", True, compiler() or "none: train.compile will not work on the CPU"),
+        ("compiler", True, _compiler()),
         ("gpu", True, gpu or "none: runs use the CPU"),
         ("products", *_products()),
         ("disk", free > MIN_FREE_GB, f"{free:.0f} GiB free in {Path.cwd()}"),
         ("data", root is None or Path(root).is_dir(), root or "HYBRIDVIT_DATA is not set: data/"),
     ]
+
+
+def _compiler() -> str:
+    """The one that train.compile takes on the device that runs compute on."""
+    if chosen_device().type == "cuda":
+        return c_compiler() or "none: train.compile will not work on the GPU"
+    return compiler() or "none: train.compile will not work on the CPU"
 
 
 def _products() -> tuple[bool, str]:

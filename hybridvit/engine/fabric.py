@@ -61,9 +61,9 @@ class Autocast(MixedPrecision):
 def make_fabric(precision: Precision, *, joins: bool = False) -> Fabric:
     """Fabric for one device, a GPU if there is one, and a precision of `TrainConfig`.
 
-    Convolutions are computed in what a precision says: by default torch has them round float32 to
-    10 bits on GPUs (TF32), and matrix products not, so that stems would differ in more than what
-    they are.
+    Convolutions and matrix products are computed in what a precision says: by default torch has
+    the former round float32 to 10 bits on GPUs (TF32), so that stems would differ in more than what
+    they are, and an environment variable has the latter do so.
 
     Args:
         joins: the processes that torchrun has started, if it has, each with a device of its own.
@@ -71,7 +71,7 @@ def make_fabric(precision: Precision, *, joins: bool = False) -> Fabric:
     Raises:
         ValueError: a launcher has started several processes, in another way or for what takes one.
     """
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     kind = chosen_device().type
     kept: dict[str, Any] = (
         {"precision": "32-true"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 BUSY = 0.15  # share of one core that other processes may use
 ROUNDING = 0.01  # of what this process takes, by which two ways to count it may differ
+GPU_BUSY = 5  # per cent of the time in which they may use a GPU
 SECONDS = 0.5  # to look for others; in less, single ticks of the clock would count
 TRIES = 3
 Found = TypeVar("Found")
@@ -51,6 +53,38 @@ def check_idle(seconds: float = SECONDS) -> None:
     before = busy_seconds() - own_seconds()
     time.sleep(seconds)
     refuse(busy_seconds() - own_seconds() - before, seconds)
+
+
+def check_unused() -> None:
+    """Refuse a machine that others use, or its GPU, before this process uses them itself.
+
+    Raises:
+        Busy: they do.
+    """
+    check_idle()
+    for left in range(TRIES - 1, -1, -1):
+        share = gpu_share()
+        if share is None or share <= GPU_BUSY:
+            return
+        if left:
+            time.sleep(1)  # it may be of a process that has just ended
+    raise Busy(
+        f"other processes use the GPU {share} % of the time, which would be measured instead; wait "
+        "for them, or add --beside-load"
+    )
+
+
+def gpu_share() -> int | None:
+    """Per cent of the last second in which the first GPU that is visible worked, for whatever
+    process; None where nvidia-smi does not say."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    asked = (f"--id={gpu}", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits")
+    try:
+        told = subprocess.run(["nvidia-smi", *asked], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    said = told.stdout.strip()
+    return int(said) if gpu and said.isdecimal() else None
 
 
 def refuse(taken: float, seconds: float) -> None:

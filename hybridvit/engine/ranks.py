@@ -25,8 +25,18 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe") 
 
 
 def wanted() -> int:
-    """How many processes a launcher has started for this command."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes a launcher has started for this command.
+
+    Raises:
+        ValueError: its variable is no such number.
+    """
+    said = os.environ.get("WORLD_SIZE", "1")
+    if not (said.isdecimal() and int(said)):
+        raise ValueError(
+            f"the environment variable WORLD_SIZE={said!r} should be the number of processes that "
+            "a launcher has started, 1 or more; start them by torchrun, or unset it"
+        )
+    return int(said)
 
 
 def check_alone() -> None:

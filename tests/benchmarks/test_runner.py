@@ -107,6 +107,7 @@ def test_lasting_load_is_refused(
     log: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "check_idle", lambda: None)
+    monkeypatch.setattr(run, "check_unused", lambda: None)
     monkeypatch.setattr(run, "busy_seconds", lambda: 1000 * time.perf_counter())
     assert run.main(["--case", "supervised-32-4", "--case", "mae-32-4"]) == 2
     lines = capsys.readouterr().err.splitlines()

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,45 @@ def test_what_the_machine_cannot_do_is_said_before_anything_is_made(
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(ValueError, match="needs a C compiler, by which Triton"):
         check_compile(TrainConfig(compile="graphs"), torch.device("cuda"))
+
+
+def test_compiling_without_pythons_headers_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check_compile(TrainConfig(compile="blocks"), CPU)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    check_compile(TrainConfig(), CPU)
+    with pytest.raises(ValueError, match=r"needs Python's headers, and there is no .*Python\.h"):
+        check_compile(TrainConfig(compile="blocks"), CPU)
+
+
+def test_graphs_are_for_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridvit.engine.ranks.count", lambda: 2)
+    with pytest.raises(ValueError, match="is for one GPU, and there are 2 ranks"):
+        check_compile(TrainConfig(compile="graphs"), torch.device("cuda"))
+
+
+@pytest.fixture
+def torchs_defaults() -> Iterator[None]:
+    """What torch sets for code on GPUs, again as it was afterwards."""
+    functorch: Any = torch._functorch.config
+    dynamo: Any = torch._dynamo.config
+    with functorch.patch(graphsafe_rng_functionalization=True), dynamo.patch(optimize_ddp=True):
+        yield
+
+
+@pytest.mark.usefixtures("torchs_defaults")
+def test_what_torch_would_change_on_gpus_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generators of recomputed dropout that no seed reaches, and blocks in parts under DDP."""
+    made = make_objective("supervised")
+    for_training(made, TrainConfig(compile="blocks"))
+    assert torch._functorch.config.graphsafe_rng_functionalization
+    assert torch._dynamo.config.optimize_ddp
+    for_training(made, TrainConfig(compile="blocks", grad_checkpointing=True))
+    assert not torch._functorch.config.graphsafe_rng_functionalization
+    monkeypatch.setattr("hybridvit.engine.ranks.count", lambda: 2)
+    for_training(made, TrainConfig(compile="blocks"))
+    assert not torch._dynamo.config.optimize_ddp
 
 
 # --- recomputation ---

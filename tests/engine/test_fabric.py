@@ -61,8 +61,9 @@ def test_images_reach_the_objective_as_they_are(precision: Precision) -> None:
 
 
 def test_convolutions_are_as_exact_as_matrix_products() -> None:
-    """By default torch computes float32 convolutions in TF32 on GPUs, and products not."""
-    torch.backends.cudnn.allow_tf32 = True
+    """By default torch computes float32 convolutions in TF32 on GPUs, and products where an
+    environment variable says so."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     make_fabric("fp32")
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from hybridvit.engine import idle as module
-from hybridvit.engine.idle import Busy, alone, busy_seconds, check_idle, own_seconds
+from hybridvit.engine.idle import (
+    Busy,
+    alone,
+    busy_seconds,
+    check_idle,
+    check_unused,
+    own_seconds,
+)
 
 
 @pytest.fixture
@@ -28,6 +37,55 @@ def test_a_busy_machine_is_refused(monkeypatch: pytest.MonkeyPatch, load: list[f
     monkeypatch.setattr(module, "busy_seconds", lambda: next(clock))
     with pytest.raises(Busy, match=r"other processes use 80 % of a core"):
         check_idle(0.5)
+
+
+@pytest.fixture
+def smi(
+    tmp_path: Path, load: list[float], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Path]:
+    """A stand-in for nvidia-smi that says something, and notes what it was asked."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def saying(text: str) -> Path:
+        script, asked = tmp_path / "nvidia-smi", tmp_path / "asked"
+        script.write_text(f"#!/bin/sh\necho $* >> {asked}\necho '{text}'\n")
+        script.chmod(0o755)
+        return asked
+
+    return saying
+
+
+def test_a_busy_gpu_is_refused(smi: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = smi("73")
+    with pytest.raises(Busy, match=r"other processes use the GPU 73 % of the time"):
+        check_unused()
+    assert asked.read_text().splitlines()[0].split()[:2] == [
+        "--id=0",
+        "--query-gpu=utilization.gpu",
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # runs use the CPU
+    check_unused()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    smi("4")
+    check_unused()
+    assert asked.read_text().splitlines()[-1].startswith("--id=3 ")
+
+
+def test_a_gpu_that_has_just_been_used_is_waited_for(smi: Callable[[str], Path]) -> None:
+    asked = smi("73")
+    script = asked.with_name("nvidia-smi")
+    script.write_text(
+        f"#!/bin/sh\necho >> {asked}\nwc -l < {asked} | grep -q 1 && echo 90 || echo 0\n"
+    )
+    check_unused()
+    assert len(asked.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("said", ["[N/A]", "", "No devices were found"])
+def test_a_gpu_of_which_nothing_is_known_is_not(said: str, smi: Callable[[str], Path]) -> None:
+    smi(said)
+    check_unused()
 
 
 def adding(load: list[float], *others: float, own: float = 0.0) -> Callable[[], int]:

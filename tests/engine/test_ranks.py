@@ -207,6 +207,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path, streamed: bo
     for out in (run, whole):
         train(config.load("digits.yaml", overrides), name="digits", out=out, show=False)
     went = way(weights(whole), initial(overrides))
+    # Sums of two ranks are rounded otherwise, which these many steps let grow; a step that is left
+    # out or taken twice would be a hundredth of the way or more.
     assert way(weights(run), weights(whole)) < 0.01 * went
     assert stopped_at < int(latest(whole / "checkpoints").name.removeprefix("step-"))
     record = json.loads((run / "run.json").read_text())
@@ -309,6 +311,20 @@ def test_launches_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     check_launch(4)
     with pytest.raises(ValueError, match="has 2 GPUs; use --nproc-per-node=2"):
         check_launch(2)
+
+
+@pytest.mark.parametrize("said", ["abc", "0", "-2", "1.5", ""])
+@pytest.mark.parametrize("command", [["train"], ["bench", "--beside-load"], ["study"]])
+def test_a_number_of_processes_that_is_none_is_a_mistake(
+    command: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", said)
+    assert main([*command, "digits.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"WORLD_SIZE={said!r} should be the number of processes" in line
 
 
 def test_a_signal_is_not_blamed_for_a_rank_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
