@@ -207,9 +207,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path, streamed: bo
     for out in (run, whole):
         train(config.load("digits.yaml", overrides), name="digits", out=out, show=False)
     went = way(weights(whole), initial(overrides))
-    # Sums of two ranks are rounded otherwise, which these many steps let grow; a step that is left
-    # out or taken twice would be a hundredth of the way or more.
-    assert way(weights(run), weights(whole)) < 0.01 * went
+    # Sums of two ranks are rounded otherwise. A step left out is 3 to 9 thousandths of the way.
+    assert way(weights(run), weights(whole)) < 1e-4 * went
     assert stopped_at < int(latest(whole / "checkpoints").name.removeprefix("step-"))
     record = json.loads((run / "run.json").read_text())
     assert [p["hardware"]["ranks"] for p in (*record["earlier"], record)] == [2, 1]
