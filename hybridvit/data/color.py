@@ -66,7 +66,7 @@ def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
         padded, length = F.pad(images, sides, mode="reflect"), images.shape[axis]
         images = torch.zeros_like(images)
         for i, weight in enumerate(weights.unbind(1)):
-            images += _per_image(weight) * padded.narrow(axis, i, length)
+            images.addcmul_(_per_image(weight), padded.narrow(axis, i, length))
     return images.clamp(0, 1)
 
 
