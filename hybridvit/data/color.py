@@ -39,12 +39,12 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
         (g - b) / divisor,
         torch.where(high == g, (b - r) / divisor + 2, (r - g) / divisor + 4),
     )  # (B, H, W), the hue in sixths of the circle
-    sixths = sixths + 6 * turns[:, None, None]
-    channels = []
-    for start in (5, 3, 1):  # how far a channel falls below the highest one
-        place = (sixths + start) % 6
-        channels.append(high - spread * torch.minimum(place, 4 - place).clamp(0, 1))
-    return torch.stack(channels, dim=1)
+    sixths = sixths.add_(6 * turns[:, None, None]).remainder_(6)
+    # How far each falls below the highest: red around cyan, the others two sixths from their own.
+    red = (sixths - 3).abs_().neg_().add_(2)
+    green, blue = ((sixths - own).abs_().sub_(1) for own in (2, 4))
+    falls = torch.stack([red, green, blue], dim=1).clamp_(0, 1)
+    return torch.addcmul(high[:, None], falls, spread[:, None], value=-1)
 
 
 def grey(images: Tensor) -> Tensor:
