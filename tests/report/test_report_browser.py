@@ -384,7 +384,7 @@ def test_a_thousand_runs(browser: Any, thousand: tuple[Path, float, float]) -> N
     """Beside what this machine takes for a quarter: 4 times where it grows with the runs, 16 with
     their square. tests/report/many_runs.py has a clock."""
     page, rendering, quarter = thousand
-    assert rendering < 8 * quarter
+    assert rendering < 6 * quarter
     browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     loaded(browser, page)
     metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
