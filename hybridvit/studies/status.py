@@ -172,7 +172,9 @@ def study_status(path: Path) -> str:
             for c in plan["cells"]
         ]
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{folder / PLAN} is broken; start the study again") from None
+        raise ValueError(
+            f"{folder / PLAN} is broken; remove it and start the study again"
+        ) from None
     states = [state(p) for p in places]
     slots = sum(s.status == "running" for s in states)
     errors = [

@@ -76,6 +76,12 @@ def test_equations_2_to_4() -> None:
     torch.testing.assert_close(model(tokens), equations_2_to_4(model, model.embed(tokens)))
 
 
+def test_layer_scale_may_be_a_whole_number() -> None:
+    one, plain, tokens = encoder(depth=1, layer_scale=1), encoder(depth=1), patches()
+    plain.load_state_dict(one.state_dict(), strict=False)
+    assert torch.equal(one(tokens), plain(tokens))
+
+
 def test_layer_scale_multiplies_each_branch() -> None:
     model, tokens = encoder(depth=1, layer_scale=0.1), patches()
     block: Any = model.blocks[0]
