@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import errno
 import json
+import math
 import os
 import sys
 import time
@@ -349,6 +350,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     from hybridvit.engine.bench import bench, bench_text
 
     loaded = config.load(arguments.config, arguments.overrides)
+    if arguments.seconds is not None and not 0 < arguments.seconds < math.inf:
+        raise ValueError(f"--seconds {arguments.seconds:g} should be above 0, such as 10")
     _warn_of_precision(loaded)
     if arguments.find_batch_size:
         return _find_batch_size(loaded, arguments)

@@ -159,6 +159,10 @@ def study_status(path: Path) -> str:
         ValueError: no study was started there.
     """
     folder = path
+    if path.suffix in (".yaml", ".yml") and not path.is_file():
+        raise ValueError(
+            f"there is no study file {str(path)!r}; give its path, or its runs' folder"
+        )
     if path.suffix in (".yaml", ".yml") or (path / "study.yaml").is_file():
         folder = Path("runs") / study_name(path / "study.yaml" if path.is_dir() else path)
     plan = read_json(folder / PLAN)
