@@ -68,13 +68,17 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def thousand(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The page of a thousand runs, and the CPU seconds that it took."""
-    root = tmp_path_factory.mktemp("thousand")
-    write_many(root / "runs", 1000)
-    start = time.process_time()
-    page = write_report(find_runs([root / "runs"]), root / "out", title="t")
-    return page, time.process_time() - start
+def thousand(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, float]:
+    """The page of a thousand runs, the CPU seconds that it took, and those of a quarter of them."""
+    taken = []
+    for count in (250, 1000):
+        root = tmp_path_factory.mktemp("many")
+        write_many(root / "runs", count)
+        start = time.process_time()
+        page = write_report(find_runs([root / "runs"]), root / "out", title="t")
+        taken.append(time.process_time() - start)
+    quarter, whole = taken
+    return page, whole, quarter
 
 
 def loaded(browser: Any, page: Path) -> None:
@@ -376,15 +380,17 @@ def test_a_screen_reader_finds_its_way(browser: Any, study: Path) -> None:
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
 
 
-def test_a_thousand_runs(browser: Any, thousand: tuple[Path, float]) -> None:
-    """In CPU seconds, since other tests run meanwhile; tests/report/many_runs.py has a clock."""
-    page, rendering = thousand
-    assert rendering < 10
+def test_a_thousand_runs(browser: Any, thousand: tuple[Path, float, float]) -> None:
+    """Beside what this machine takes for a quarter: 4 times where it grows with the runs, 16 with
+    their square. tests/report/many_runs.py has a clock."""
+    page, rendering, quarter = thousand
+    assert rendering < 8 * quarter
     browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     loaded(browser, page)
     metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     browser.execute_cdp_cmd("Performance.disable", {})
-    assert 0.05 < next(m["value"] for m in metrics if m["name"] == "TaskDuration") < 3
+    drawing = next(m["value"] for m in metrics if m["name"] == "TaskDuration")
+    assert 0.05 < drawing < rendering / 2  # a third
     assert len(column(browser, "provenance", 0)) == 1000
     seeds = heading(browser, "provenance", 2)
     seeds.click()
