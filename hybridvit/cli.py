@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         text = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         if error.errno == errno.ENOSPC:
+            text = text.removeprefix(f"[Errno {errno.ENOSPC}] ")
             text += "; free some space and run the same command again"
         print(f"hybridvit: {text}", file=sys.stderr)
         return USER_ERROR
