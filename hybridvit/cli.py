@@ -6,9 +6,12 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import errno
 import json
+import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from hybridvit.registry import Registry
 
 USER_ERROR = 2
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+# Seconds in which rank 0 tells of a mistake: once one rank has ended, torchrun ends the others.
+SILENCE = 5
 EXIT_CODES = {"complete": 0, "diverged": 1, "stopped": 130}
 
 
@@ -43,18 +49,24 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"(torch|lightning|timm|sklearn|PIL)")
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
+        _check_launcher()
         code = run(arguments)
         sys.stdout.flush()
         return code
     except ValueError as error:
         if _tells():
             print(f"hybridvit: {' '.join(str(error).split())}", file=sys.stderr)
+        else:
+            time.sleep(SILENCE)
         return USER_ERROR
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         text = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        if error.errno == errno.ENOSPC:
+            text = text.removeprefix(f"[Errno {errno.ENOSPC}] ")
+            text += "; free some space and run the same command again"
         print(f"hybridvit: {text}", file=sys.stderr)
         return USER_ERROR
     except (RuntimeError, MemoryError) as error:
@@ -66,9 +78,25 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_CODES["stopped"]
 
 
+def _check_launcher() -> None:
+    """See whether what a launcher of several processes sets is what it sets.
+
+    Raises:
+        ValueError: one of its variables is no number.
+    """
+    for name in LAUNCHER:
+        said = os.environ.get(name, "0")
+        if not (said.isascii() and said.isdecimal()):
+            raise ValueError(
+                f"the environment variable {name}={said!r} should be a whole number, which "
+                "torchrun sets; unset it"
+            )
+
+
 def _tells() -> bool:
     """Whether this process tells of mistakes. Until ranks have joined, all make the same ones."""
-    if os.environ.get("RANK", "0") == "0":
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if alone or os.environ.get("RANK", "0") == "0":
         return True
     torch = sys.modules.get("torch")
     return torch is not None and torch.distributed.is_initialized()
@@ -323,6 +351,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     from hybridvit.engine.bench import bench, bench_text
 
     loaded = config.load(arguments.config, arguments.overrides)
+    if arguments.seconds is not None and not 0 < arguments.seconds < math.inf:
+        raise ValueError(f"--seconds {arguments.seconds:g} should be above 0, such as 10")
     _warn_of_precision(loaded)
     if arguments.find_batch_size:
         return _find_batch_size(loaded, arguments)

@@ -156,7 +156,8 @@ class TrainConfig:
             "1 with train.compile='graphs': the next graph overwrites the last one's gradients",
         )
         _require(self.ema is None or 0 < self.ema < 1, "train.ema", self.ema, "in (0, 1), or null")
-        _require(self.threads is None or self.threads >= 1, "train.threads", self.threads, ">= 1")
+        few = self.threads is None or 1 <= self.threads <= 1024
+        _require(few, "train.threads", self.threads, "1 to 1024, at best the cores of this machine")
         _require(self.log_every >= 1, "train.log_every", self.log_every, "at least 1 step")
         _require(self.picture_epochs > 0, "train.picture_epochs", self.picture_epochs, "above 0")
 

@@ -371,7 +371,8 @@ def test_processes_that_torchrun_has_not_started_are_refused(
 def test_a_full_disk_is_one_line() -> None:
     command = f"{sys.executable} -m hybridvit.cli list > /dev/full"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "hybridvit: [Errno 28] No space left on device\n")
+    said = "No space left on device; free some space and run the same command again"
+    assert (done.returncode, done.stderr) == (2, f"hybridvit: {said}\n")
 
 
 def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> None:

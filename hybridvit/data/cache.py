@@ -26,6 +26,7 @@ from typing import IO, TypeVar
 import torch
 from torch import Tensor
 
+from hybridvit.data.files import absolute
 from hybridvit.data.splits import DecodedSplit, Split
 
 FORMAT = 2  # of the files, and of how images are resized
@@ -36,7 +37,7 @@ Source = TypeVar("Source", int, str)
 def folder() -> Path | None:
     """Where the files are; None where the cache is off."""
     chosen = os.environ.get("HYBRIDVIT_CACHE", "~/.cache/hybridvit")
-    return Path(chosen).expanduser().absolute() if chosen else None
+    return absolute(chosen, "HYBRIDVIT_CACHE") if chosen else None
 
 
 def load(split: Split, decoded: Callable[[], Iterable[Tensor]]) -> Tensor | None:

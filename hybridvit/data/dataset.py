@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hybridvit.contracts import DataSpec
 from hybridvit.data.decode import Choice, Decoder, choose, decode, record
-from hybridvit.data.files import ImageFiles, some
+from hybridvit.data.files import ImageFiles, absolute, some
 from hybridvit.data.splits import CHUNK, ArraySplit, DecodedSplit, Split, split_validation
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ def hold_out(labels: Tensor, classes: list[str]) -> tuple[Tensor, Tensor, list[s
 
 def data_root(root: str | None) -> Path:
     """The folder given, else the environment variable HYBRIDVIT_DATA, else `data`, absolute."""
-    return Path(root or os.environ.get("HYBRIDVIT_DATA") or "data").expanduser().absolute()
+    if root:
+        return absolute(root, "data.args.root")
+    return absolute(os.environ.get("HYBRIDVIT_DATA") or "data", "HYBRIDVIT_DATA")
 
 
 def check_image_size(image_size: int) -> tuple[int, int]:

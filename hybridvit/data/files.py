@@ -95,6 +95,20 @@ def stamp(path: str) -> str | None:
     return f"{path} {status.st_dev} {status.st_ino} {status.st_size} {times}"
 
 
+def absolute(path: str | Path, what: str) -> Path:
+    """A path from the root on, where ~ is a home directory.
+
+    Raises:
+        ValueError: it is that of a user who has none; `what` names where the path is from.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(
+            f"{what}={str(path)!r}: there is no such user; write ./~ for a name"
+        ) from None
+
+
 def list_images(folder: Path) -> tuple[list[str], Counter[str]]:
     """Image files below a folder in sorted order, and how many others by suffix.
 

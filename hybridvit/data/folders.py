@@ -18,8 +18,9 @@ from hybridvit.data.dataset import (
     hold_out,
 )
 from hybridvit.data.decode import Choice, choose
-from hybridvit.data.files import SUFFIXES, ImageFiles, list_images, some
+from hybridvit.data.files import SUFFIXES, ImageFiles, absolute, list_images, some
 
+SPLITS = {"train", "val", "valid", "validation", "test"}  # names of folders of class folders
 HEADERS_CHECKED = 100_000  # files; reading the headers of more takes minutes
 
 
@@ -33,7 +34,7 @@ def image_folder(root: str, image_size: int = 224, decoder: Choice = "pil") -> D
         ValueError: no such folder, fewer than two classes, a class without images, a file that
             is no readable image.
     """
-    folder = Path(root).expanduser().absolute()
+    folder = absolute(root, "data.args.root")
     return _from_folder("image_folder", folder, image_size, decoder)
 
 
@@ -85,6 +86,11 @@ def _from_folder(
     # A folder of images called 'train' is a class; one of folders is a split.
     if not (root / "train").is_dir() or not _subfolders(root / "train"):
         train, test_root = _list_classes(root), None
+        if set(train.classes) <= SPLITS:
+            raise ValueError(
+                f"image folder {str(root)!r} has images in {' and '.join(train.classes)}, without "
+                "class folders; put those of each class into a folder of their own below these"
+            )
     else:
         train = _list_classes(root / "train")
         test_root = next((root / t for t in tests if (root / t).is_dir()), None)

@@ -60,7 +60,7 @@ def find_batch_size(
     Returns:
         `trials` in order of size, the `largest` that fits (too small by less than an eighth, or
         than 8 images, or below 8 than half), the `fastest`, the one `configured`, and the
-        `memory_limit` in bytes, none on a GPU.
+        `memory_limit` in bytes, none on a GPU, and how many training `images` there are.
 
     Raises:
         ValueError: other processes use the machine, the config does not train, or no batch fits.
@@ -89,6 +89,7 @@ def find_batch_size(
         "fastest": max(fitting, key=lambda trial: trial.images_per_second or 0.0).batch_size,
         "configured": config.train.batch_size,
         "memory_limit": limit,
+        "images": len(train),
     }
 
 
@@ -221,8 +222,11 @@ def result_text(found: dict[str, Any]) -> str:
     where = "on the GPU"
     if limit is not None:
         where = f"in {limit / 2**30:.1f} GiB, {SHARE:.0%} of what is available"
+    largest = f"largest that fits {where}"
+    if found["images"] - found["largest"] < STEP:
+        largest = f"largest of {found['images']} training images"
     return (
-        f"largest that fits {where}: {found['largest']}; fastest: {found['fastest']}\n"
+        f"{largest}: {found['largest']}; fastest: {found['fastest']}\n"
         f"the config still has train.batch_size={found['configured']}; another one changes what is "
         "learnt (optim.lr is per 256 images and follows)"
     )

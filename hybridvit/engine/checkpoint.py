@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from hybridvit.data.files import one_line
 
 WEIGHTS = "weights.safetensors"
 EMA = "ema.safetensors"
@@ -33,10 +36,13 @@ def save(
     temporary = folder / f".step-{step:08d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(_copied(weights), temporary / WEIGHTS)
-    if ema is not None:
-        save_file(_copied(ema), temporary / EMA)
-    torch.save(optimizer, temporary / OPTIMIZER)
+    try:
+        save_file(_copied(weights), temporary / WEIGHTS)
+        if ema is not None:
+            save_file(_copied(ema), temporary / EMA)
+        torch.save(optimizer, temporary / OPTIMIZER)
+    except (SafetensorError, RuntimeError) as error:  # each has its own for a full disk
+        raise OSError(f"checkpoint {target} cannot be written ({one_line(error)})") from None
     files = {p.name: _sha256(p) for p in sorted(temporary.iterdir())}
     manifest = {"schema": 1, "step": step, "progress": progress, "sha256": files}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -53,8 +59,8 @@ def save(
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint of a run, if any."""
-    found = sorted(p for p in folder.glob("step-*") if (p / MANIFEST).is_file())
-    return found[-1] if found else None
+    found = (p for p in folder.glob("step-*") if (p / MANIFEST).is_file())
+    return max((p for p in found if p.name[5:].isdecimal()), default=None, key=step_of)
 
 
 def step_of(path: Path | None) -> int:
@@ -68,8 +74,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: a file is missing or altered.
     """
-    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-    for name, expected in manifest["sha256"].items():
+    try:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        digests = dict(manifest["sha256"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path / MANIFEST} is no manifest of a checkpoint; remove {path} to start anew"
+        ) from None
+    for name, expected in digests.items():
         file = path / Path(name).name
         if not file.is_file() or _sha256(file) != expected:
             raise ValueError(

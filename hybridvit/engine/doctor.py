@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from hybridvit.config import Precision
+from hybridvit.data.dataset import data_root
 from hybridvit.engine.compile import c_compiler, compiler
 from hybridvit.engine.device import SLOW, chosen_device, matrix_peak
 from hybridvit.engine.runlog import environment
@@ -35,7 +36,7 @@ def checks() -> list[tuple[str, bool, str]]:
         ("gpu", True, gpu or "none: runs use the CPU"),
         ("products", *_products()),
         ("disk", free > MIN_FREE_GB, f"{free:.0f} GiB free in {Path.cwd()}"),
-        ("data", root is None or Path(root).is_dir(), root or "HYBRIDVIT_DATA is not set: data/"),
+        ("data", not root or data_root(None).is_dir(), root or "HYBRIDVIT_DATA is not set: data/"),
     ]
 
 

@@ -41,6 +41,7 @@ def _by_version_alone(package: str) -> Iterator[None]:
 
 with _by_version_alone("torchmetrics"):
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.precision import MixedPrecision
     from lightning_fabric.strategies.ddp import DDPStrategy
 
@@ -73,15 +74,12 @@ def make_fabric(precision: Precision, *, joins: bool = False) -> Fabric:
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     kind = chosen_device().type
-    kept: dict[str, Any] = (
-        {"precision": "32-true"}
-        if precision == "fp32"
-        else {"plugins": Autocast("bf16-mixed", kind)}
-    )
+    plugins: list[Any] = [] if precision == "fp32" else [Autocast("bf16-mixed", kind)]
     if not joins:
         ranks.check_alone()
     if ranks.wanted() == 1:
-        return Fabric(accelerator=kind, devices=1, **kept)
+        # Else Fabric would join the tasks of a Slurm job that this one may have.
+        return Fabric(accelerator=kind, devices=1, plugins=[*plugins, LightningEnvironment()])
     ranks.check_launch(torch.cuda.device_count())
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     # What ranks tell each other beside gradients is on the host, so that it waits for no GPU.
@@ -91,7 +89,9 @@ def make_fabric(precision: Precision, *, joins: bool = False) -> Fabric:
         process_group_backend=backend, timeout=ranks.PATIENCE, find_unused_parameters=True
     )
     nodes = ranks.wanted() // here
-    fabric = Fabric(accelerator=kind, devices=here, num_nodes=nodes, strategy=strategy, **kept)
+    fabric = Fabric(
+        accelerator=kind, devices=here, num_nodes=nodes, strategy=strategy, plugins=plugins
+    )
     fabric.launch()
     atexit.register(ranks.leave)
     return fabric

@@ -31,7 +31,7 @@ def wanted() -> int:
         ValueError: its variable is no such number.
     """
     said = os.environ.get("WORLD_SIZE", "1")
-    if not (said.isdecimal() and int(said)):
+    if not (said.isascii() and said.isdecimal() and int(said)):
         raise ValueError(
             f"the environment variable WORLD_SIZE={said!r} should be the number of processes that "
             "a launcher has started, 1 or more; start them by torchrun, or unset it"

@@ -72,11 +72,11 @@ class RunDirectory:
         if not file.exists():
             return None
         try:
-            record: dict[str, Any] = json.loads(file.read_text())
-        except json.JSONDecodeError:
-            raise ValueError(
-                f"{file} is not valid JSON; remove {self.path} to start anew"
-            ) from None
+            record = json.loads(file.read_text())
+        except ValueError:  # no JSON, or no text
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(f"{file} is no record of a run; remove {self.path} to start anew")
         return record
 
     def write_record(self, record: dict[str, Any]) -> None:

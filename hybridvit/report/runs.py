@@ -190,7 +190,9 @@ def read_run(path: Path) -> Run:
     if not run.is_complete:
         return run
     if not (path / "summary.json").is_file():
-        raise ValueError(f"{path} says that it is complete but has no summary.json; run it again")
+        raise ValueError(
+            f"{path} says that it is complete but has no summary.json; remove it to train anew"
+        )
     summary = read_json(path, "summary.json")
     found = summary.get("results")
     pairs = found.items() if isinstance(found, dict) else ()

@@ -159,6 +159,10 @@ def study_status(path: Path) -> str:
         ValueError: no study was started there.
     """
     folder = path
+    if path.suffix in (".yaml", ".yml") and not path.is_file():
+        raise ValueError(
+            f"there is no study file {str(path)!r}; give its path, or its runs' folder"
+        )
     if path.suffix in (".yaml", ".yml") or (path / "study.yaml").is_file():
         folder = Path("runs") / study_name(path / "study.yaml" if path.is_dir() else path)
     plan = read_json(folder / PLAN)
@@ -172,7 +176,9 @@ def study_status(path: Path) -> str:
             for c in plan["cells"]
         ]
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{folder / PLAN} is broken; start the study again") from None
+        raise ValueError(
+            f"{folder / PLAN} is broken; remove it and start the study again"
+        ) from None
     states = [state(p) for p in places]
     slots = sum(s.status == "running" for s in states)
     errors = [

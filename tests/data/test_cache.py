@@ -320,3 +320,9 @@ def test_an_image_that_is_no_file_is_named(kind: str, tmp_path: Path) -> None:
         os.mkfifo(path)
     with pytest.raises(ValueError, match=r"4\.bmp.*missing or no regular file"):
         images(source)
+
+
+def test_a_home_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRIDVIT_CACHE", "~nobody0/x")
+    with pytest.raises(ValueError, match="HYBRIDVIT_CACHE='~nobody0/x': there is no such user"):
+        cache.folder()

@@ -141,6 +141,9 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:
     make(tmp_path / "empty", {"a": 3})
     (tmp_path / "empty" / "b").mkdir()
     assert f"{str(tmp_path / 'empty' / 'b')!r} has no images" in error_of(tmp_path / "empty")
+    make(tmp_path / "splits", {"train": 3, "val": 3})
+    assert "has images in train and val, without class folders" in error_of(tmp_path / "splits")
+    assert "data.args.root='~nobody0/x': there is no such user" in error_of("~nobody0/x")
     make(tmp_path / "few", {"a": 1, "b": 1})
     assert "takes none of 2 images" in error_of(tmp_path / "few")
 

@@ -76,6 +76,11 @@ def test_equations_2_to_4() -> None:
     torch.testing.assert_close(model(tokens), equations_2_to_4(model, model.embed(tokens)))
 
 
+def test_layer_scale_may_be_a_whole_number() -> None:
+    block: Any = Encoder(grid=GRID, dim=8, depth=1, heads=2, layer_scale=1).blocks[0]
+    assert torch.equal(block.ls1.gamma, torch.ones(8))
+
+
 def test_layer_scale_multiplies_each_branch() -> None:
     model, tokens = encoder(depth=1, layer_scale=0.1), patches()
     block: Any = model.blocks[0]

@@ -107,6 +107,15 @@ def test_the_fastest_is_named_and_the_config_stays(
     assert (found["largest"], found["fastest"], found["memory_limit"]) == (320, 64, 420 * MB)
 
 
+def test_a_set_of_few_images_is_the_limit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake(monkeypatch, 9000 * MB)
+    arguments = ["bench", "digits.yaml", *SMALL, "data.train_images=101", "--find-batch-size"]
+    assert main([*arguments, "--beside-load"]) == 0
+    assert "largest of 101 training images: 96; fastest: 64" in capsys.readouterr().out
+
+
 def test_no_batch_at_all_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,3 +163,9 @@ def test_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["bench", "digits.yaml", *SMALL, "--seconds", "0.1", "--beside-load", "--json"]
     assert main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["device"]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_no_time_to_measure_is_a_mistake(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "digits.yaml", "--beside-load", f"--seconds={seconds}"]) == 2
+    assert f"--seconds {seconds} should be above 0" in capsys.readouterr().err

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from hybridvit.engine import checkpoint
 
@@ -76,6 +77,35 @@ def test_an_interrupted_save_leaves_the_older_one(
         write(tmp_path, 4)
     assert checkpoint.latest(tmp_path) == older
     checkpoint.read_manifest(older)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"sha256": 3}', "\x00"])
+def test_a_manifest_that_is_none_is_named(content: str, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (path / checkpoint.MANIFEST).write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json is no manifest of a checkpoint; remove"):
+        checkpoint.read_manifest(path)
+
+
+def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.with_name("step-abc").mkdir()
+    (path.with_name("step-abc") / checkpoint.MANIFEST).write_text("{}")
+    assert checkpoint.latest(tmp_path) == path
+
+
+def test_a_disk_too_small_for_the_weights_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors and torch have errors of their own for it."""
+    for error in (SafetensorError("No space left on device"), RuntimeError("unexpected pos")):
+
+        def full_disk(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(checkpoint, "save_file", full_disk)
+        with pytest.raises(OSError, match=r"step-00000003 cannot be written .*Error: "):
+            write(tmp_path)
 
 
 def test_a_pickle_in_a_checkpoint_runs_nothing(tmp_path: Path) -> None:

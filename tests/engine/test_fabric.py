@@ -60,6 +60,14 @@ def test_images_reach_the_objective_as_they_are(precision: Precision) -> None:
     assert loss.dtype == torch.float32
 
 
+def test_a_process_with_a_slurm_job_of_several_tasks_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, said in {"NTASKS": "2", "JOB_ID": "5", "JOB_NAME": "foo", "PROCID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", said)
+    assert make_fabric("fp32").world_size == 1
+
+
 def test_convolutions_are_as_exact_as_matrix_products() -> None:
     """By default torch computes float32 convolutions in TF32 on GPUs, and products where an
     environment variable says so."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hybridvit import build, config
-from hybridvit.cli import main
+from hybridvit.cli import SILENCE, main
 from hybridvit.data.loader import eval_batches
 from hybridvit.engine.checkpoint import latest
 from hybridvit.engine.load import load_run
@@ -287,7 +287,9 @@ def test_what_takes_one_process_says_so(
 def test_what_all_do_wrong_is_told_once(
     rank: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("hybridvit.cli.SILENCE", 0)
     assert main(["train", "digits.yaml", "stem.name=patch"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == lines
 
@@ -323,7 +325,36 @@ def test_a_number_of_processes_that_is_none_is_a_mistake(
     monkeypatch.setenv("WORLD_SIZE", said)
     assert main([*command, "digits.yaml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"WORLD_SIZE={said!r} should be the number of processes" in line
+    assert f"the environment variable WORLD_SIZE={said!r} should be" in line
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+def test_so_is_a_rank_that_is_none(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "x")
+    assert main(["list"]) == 2
+    assert f"{name}='x' should be a whole number" in capsys.readouterr().err
+
+
+def test_a_rank_alone_tells_of_mistakes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever sets RANK in a shell."""
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "digits.yaml", "stem.name=patch"]) == 2
+    assert "patch" in capsys.readouterr().err
+
+
+def test_a_rank_that_is_silent_lets_rank_0_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchrun ends rank 0 once another one has ended."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["train", "digits.yaml", "stem.name=patch"]) == 2
+    assert waited == [SILENCE]
 
 
 def test_a_signal_is_not_blamed_for_a_rank_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from hybridvit import build, config
+from hybridvit.cli import main
 from hybridvit.config import RunConfig
 from hybridvit.data.dataset import Dataset
 from hybridvit.data.splits import DecodedSplit
@@ -394,3 +395,18 @@ def test_validation_and_test_images_are_decoded_once(
         stored = split.read_many(range(len(split)))
         assert torch.equal(first[0].images[:, 0].cpu(), stored[:, 0] / 255)
     assert len(list(cache_folder.glob("*.pixels"))) == (3 if decodings == 1 else 0)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b""])
+def test_a_record_that_is_none_is_one_line(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    assert main(["train", "digits.yaml", f"out={tmp_path}"]) == 2
+    assert "run.json is no record of a run; remove" in capsys.readouterr().err
+
+
+def test_threads_that_no_machine_has_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Torch would be killed as it starts them."""
+    assert main(["train", "digits.yaml", "train.threads=20000"]) == 2
+    assert "train.threads=20000 should be 1 to 1024" in capsys.readouterr().err

@@ -184,3 +184,21 @@ def test_cells_need_their_threads_and_their_decoders(tmp_path: Path) -> None:
     facts = known(study.arms(), {})
     assert trained == [int(GPU_FACTOR * (f.memory or 0)) + GPU_BYTES for f in facts]
     assert {n.memory for n in needs(study, tmp_path / "out", gpu=False).values()} == {None, 0}
+
+
+SERVER = """
+import signal
+from multiprocessing.forkserver import _forkserver
+from hybridvit.studies.executors.local import start_server
+start_server()
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+print(open(f"/proc/{_forkserver._forkserver_pid}/status").read())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
+def test_the_server_of_cells_does_not_heed_ctrl_c_as_it_starts() -> None:
+    done = subprocess.run([sys.executable, "-c", SERVER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ignored = int(done.stdout.partition("SigIgn:")[2].split()[0], 16)
+    assert ignored & 1 << (signal.SIGINT - 1)

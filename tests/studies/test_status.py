@@ -135,3 +135,8 @@ def test_variants_of_a_study_have_names_of_their_own(tmp_path: Path) -> None:
     assert study_name(folder / "study.yaml") == "0042-mine"
     assert study_name(folder / "figures" / ".." / "study.yaml") == "0042-mine"
     assert study_name(folder / "small.yaml") == "0042-mine-small"
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no study file .*typo\.yaml"):
+        status.study_status(tmp_path / "typo.yaml")

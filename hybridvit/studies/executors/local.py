@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 
@@ -65,7 +67,7 @@ class Local:
         for name in THREADS:
             os.environ[name] = str(self.threads)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["hybridvit.studies.preload"])
+        start_server()
         waiting, running = list(jobs), list[Running]()
         with terminable():
             free = self._free(jobs)
@@ -149,6 +151,17 @@ def place(job: Job, running: Sequence[Running], free: Sequence[int], in_turn: bo
 
 def _free_memory() -> list[int]:
     return [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
+
+
+def start_server() -> None:
+    """Start the process that cells are forked from, unless it runs. A terminal's Ctrl-C, which it
+    would tell of as long as it imports, is the study's."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["hybridvit.studies.preload"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _enter(job: Job, gpu: str | None) -> None:
