@@ -110,8 +110,8 @@ def test_doctor_survives_a_full_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 COMMANDS = {
     "train": ["train", "{config}", "out={folder}/run"],
-    "bench": ["bench", "{config}", "--seconds=0", "--beside-load"],
-    "find-batch-size": ["bench", "{config}", "--find-batch-size", "--seconds=0", "--beside-load"],
+    "bench": ["bench", "{config}", "--seconds=1", "--beside-load"],
+    "find-batch-size": ["bench", "{config}", "--find-batch-size", "--seconds=1", "--beside-load"],
     "profile": ["profile", "{config}", "--out={folder}/profile", "--beside-load"],
     "study": ["study", "{folder}/study.yaml", "--out={folder}/runs"],
     "probe": ["study", "{folder}/study.yaml", "--dry-run", "--probe"],
