@@ -130,7 +130,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if rest and (not hasattr(arguments, "overrides") or any(r.startswith("-") for r in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        arguments.overrides += rest
+        arguments.overrides = [*arguments.overrides, *rest]
     return arguments
 
 
@@ -151,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
 
     def takes_config(command: _Parser) -> None:
         command.add_argument("config", help="a YAML file, or the name of a shipped one")
-        command.add_argument("overrides", nargs="*", metavar="key.path=value")
+        command.add_argument("overrides", nargs="*", default=[], metavar="key.path=value")
 
     takes_config(add("train", _train, "train a config; started again, go on or say it is done"))
     takes_config(add("describe", _describe, "what a config is and costs, without training"))
@@ -173,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     profile.add_argument("--beside-load", action="store_true", help="trace a busy machine, too")
     study = add("study", _study, "run all cells of a study file, then write its report")
     study.add_argument("file", type=Path)
-    study.add_argument("overrides", nargs="*", metavar="key.path=value")
+    study.add_argument("overrides", nargs="*", default=[], metavar="key.path=value")
     study.add_argument("--out", type=Path, help="folder of the runs (default: runs/<study>)")
     study.add_argument(
         "--dry-run", action="store_true", help="show the grid and its costs, run nothing"
@@ -220,7 +220,7 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--plugin", action="append", default=[], help="module:function or name")
     check = add("check", _check, "whether a plug-in's parts keep what their contracts promise")
     check.add_argument("plugin", help="module:function, or the name of an installed entry point")
-    check.add_argument("overrides", nargs="*", metavar="part.key=value")
+    check.add_argument("overrides", nargs="*", default=[], metavar="part.key=value")
     new = add("new", _new, "write a small installable package with a stem and a test that passes")
     new.add_argument("kind", choices=["stem"])
     new.add_argument("name", help="of the stem and its module, such as my_stem")

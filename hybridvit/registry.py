@@ -179,6 +179,8 @@ def type_name(annotation: Any) -> str:
 
 def _from_path(name: str) -> tuple[Callable[[Parts], None], str]:
     module_name, _, function = name.partition(":")
+    if not (module_name and function):
+        raise ValueError(f"plug-in {name!r} should be module:function, e.g. my_stem:register")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:

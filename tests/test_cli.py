@@ -34,7 +34,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 BAD_ARGUMENTS: list[tuple[list[str], str]] = [
     ([], "required: COMMAND"),
     (["trian"], "invalid choice: 'trian'"),
-    (["train"], "required: config"),
+    (["train"], "required: config; see hybridvit train"),
+    (["study"], "required: file; see hybridvit study"),
+    (["check"], "required: plugin; see hybridvit check"),
     (["list", "stem"], "no list of 'stem', did you mean 'stems'?"),
     (["list", "--plugin", "nothing"], "'nothing' is not installed"),
     (["list", "stems", "train.epochs=3"], "unrecognized arguments: train.epochs=3"),

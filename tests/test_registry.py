@@ -182,6 +182,9 @@ def test_a_plugin_without_files_has_no_code_to_tell(
     [
         ("no_such_module:register", "cannot import 'no_such_module'"),
         ("json:no_such_function", "has no 'no_such_function'"),
+        (":", "plug-in ':' should be module:function"),
+        (":register", "plug-in ':register' should be module:function"),
+        ("json:", "plug-in 'json:' should be module:function"),
         ("no_such_plugin", "is not installed; installed: "),
     ],
 )

@@ -35,7 +35,11 @@ class AbsentData(ValueError):
 
 @dataclass
 class Dataset:
-    """A data set with its own train and test split; validation is split off `train` later."""
+    """A data set with its own train and test split; validation is split off `train` later.
+
+    Raises:
+        ValueError: an image's label is none of the classes.
+    """
 
     name: str
     train: Split
@@ -47,6 +51,17 @@ class Dataset:
     std: tuple[float, float, float]
     notes: list[str] = field(default_factory=list)  # decisions to tell the user
     decoder: str | None = None  # of image files, with its version
+
+    def __post_init__(self) -> None:
+        for part, split in (("training", self.train), ("test", self.test)):
+            if not len(split):
+                continue
+            least, most = (int(end) for end in split.labels.aminmax())
+            if least < 0 or most >= len(self.classes):
+                raise ValueError(
+                    f"data set {self.name}: {part} labels are {least} to {most}, and should be 0 "
+                    f"to {len(self.classes) - 1}, places in its {len(self.classes)} classes"
+                )
 
     def spec(self) -> DataSpec:
         """What an objective may know of it."""

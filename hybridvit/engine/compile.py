@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -84,8 +85,9 @@ def check_compile(train: TrainConfig, device: torch.device) -> None:
     """See whether a device can do what is asked of it.
 
     Raises:
-        ValueError: CUDA graphs without a GPU, or on several; no C++ compiler for the CPU, or C
-            compiler for a GPU; or none of Python's headers, which all compiled code includes.
+        ValueError: CUDA graphs without a GPU, or on several; no C++ compiler for the CPU that
+            runs, or C compiler for a GPU; or none of Python's headers, which all compiled code
+            includes.
     """
     if train.compile == "graphs" and ranks.count() > 1:
         raise ValueError(
@@ -96,11 +98,18 @@ def check_compile(train: TrainConfig, device: torch.device) -> None:
         raise ValueError(
             "train.compile='graphs' records CUDA graphs, and there is no GPU here; use 'whole'"
         )
-    if train.compile != "none" and device.type == "cpu" and compiler() is None:
-        raise ValueError(
-            f"train.compile={train.compile!r} needs a C++ compiler: install {_compiler_name()}, "
-            "name another in the environment variable CXX, or use 'none'"
-        )
+    if train.compile != "none" and device.type == "cpu":
+        found = compiler()
+        if found is None:
+            raise ValueError(
+                f"train.compile={train.compile!r} needs a C++ compiler: install "
+                f"{_compiler_name()}, name another in the environment variable CXX, or use 'none'"
+            )
+        if subprocess.run([found, "--version"], capture_output=True).returncode:  # as torch asks
+            raise ValueError(
+                f"train.compile={train.compile!r} needs a C++ compiler, and {found} is there and "
+                "does not run; name another in the environment variable CXX, or use 'none'"
+            )
     if train.compile != "none" and device.type == "cuda" and c_compiler() is None:
         raise ValueError(
             f"train.compile={train.compile!r} needs a C compiler, by which Triton starts kernels: "

@@ -201,6 +201,15 @@ def test_damaged_idx_files_are_named(tmp_path: Path, content: bytes, problem: st
         TABLE["mnist"](root=str(tmp_path))
 
 
+def test_labels_of_no_class_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "MNIST" / "raw"
+    write_mnist(folder, "")
+    for part, count in (("t10k", 3), ("train", 7)):
+        write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(4, 4 + count, dtype=np.uint8))
+    with pytest.raises(ValueError, match="training labels are 4 to 10, and should be 0 to 9"):
+        TABLE["mnist"](root=str(tmp_path))
+
+
 def test_altered_pickles_are_never_opened(tmp_path: Path) -> None:
     class Attack:
         def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
@@ -260,7 +269,7 @@ def test_array_sets_become_channels_first(tmp_path: Path, monkeypatch: pytest.Mo
     for part in ("train", "test"):
         large.transpose(0, 1, 3, 2).tofile(tmp_path / "stl10_binary" / f"{part}_X.bin")
         np.array([1, 10], dtype=np.uint8).tofile(tmp_path / "stl10_binary" / f"{part}_y.bin")
-    (tmp_path / "stl10_binary" / "class_names.txt").write_text("airplane\nbird\n")
+    (tmp_path / "stl10_binary" / "class_names.txt").write_text("\n".join("abcdefghij") + "\n")
     data = TABLE["stl10"](root=str(tmp_path))
     assert torch.equal(data.test.read(1), torch.from_numpy(large[1]))
     assert data.test.labels.tolist() == [0, 9]

@@ -186,6 +186,12 @@ def test_what_the_machine_cannot_do_is_said_before_anything_is_made(
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler: install no-such-compiler"):
         check_compile(TrainConfig(compile="blocks"), CPU)
     check_compile(TrainConfig(), CPU)
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(ValueError, match=f"{broken} is there and does not run; name another in"):
+        check_compile(TrainConfig(compile="blocks"), CPU)
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if name == "clang" else None)
     check_compile(TrainConfig(compile="graphs"), torch.device("cuda"))
     monkeypatch.setenv("CC", "no-such-compiler")
