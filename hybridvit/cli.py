@@ -34,6 +34,8 @@ EXIT_CODES = {"complete": 0, "diverged": 1, "stopped": 130}
 def program() -> NoReturn:
     """`main` as a program. It leaves Python without taking it apart, which lasts a second or two
     where torch was imported."""
+    # What torch's C++ warns of passes by Python's filters; it reads this when it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = main()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
