@@ -52,7 +52,8 @@ def state(place: Place) -> State:
     status = str((record or {}).get("status"))
     # What another process wrote that came too late does not count against a run that succeeds.
     if error.is_file() and status != "complete" and not is_held(place.folder):
-        return State("failed", error=error.read_text())
+        unwritten = "its reason was not written; a full disk, perhaps"
+        return State("failed", error=error.read_text() or unwritten)
     if record is None:
         return State("waiting")
     if status == "running" and not is_held(place.folder):

@@ -127,6 +127,14 @@ def test_errors_are_shown_as_plain_text(tmp_path: Path, error: object, shown: st
     assert status.study_status(tmp_path).splitlines()[-1] == f"a-0: {shown}"
 
 
+def test_a_reason_that_could_not_be_written_is_guessed(tmp_path: Path) -> None:
+    """As on a full disk, which takes the file and not what is in it."""
+    failed = write(tmp_path / "a-0", {"status": "running"})
+    (failed.folder / status.ERROR).touch()
+    assert state(failed).status == "failed"
+    assert state(failed).error == "its reason was not written; a full disk, perhaps"
+
+
 def test_variants_of_a_study_have_names_of_their_own(tmp_path: Path) -> None:
     folder = tmp_path / "0042-mine"
     folder.mkdir()
