@@ -7,6 +7,7 @@ import argparse
 import atexit
 import contextlib
 import errno
+import gc
 import json
 import math
 import os
@@ -36,6 +37,9 @@ def program() -> NoReturn:
     where torch was imported."""
     # What torch's C++ warns of passes by Python's filters; it reads this when it is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Imports make half a million objects that stay. Looking through all of them for garbage, time
+    # and again, takes a sixth of a start; what is young is looked through as ever.
+    gc.set_threshold(*gc.get_threshold()[:2], 1000)
     code = main()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

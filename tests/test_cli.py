@@ -334,6 +334,20 @@ def test_a_program_ends_as_python_would() -> None:
     assert done.stderr.startswith("hybridvit: ")
 
 
+def test_what_is_imported_is_not_looked_through_for_garbage() -> None:
+    """What is young is, or memory of objects that name each other would not be given back."""
+    code = (
+        "import atexit, gc, sys\n"
+        "from hybridvit import cli\n"
+        "found = []\n"
+        "gc.callbacks.append(lambda phase, what: found.append(what['generation']))\n"
+        "atexit.register(lambda: print(2 in found, len(found) > 9))\n"
+        "sys.argv = ['hybridvit', 'list', 'stems']\n"
+        "cli.program()\n"
+    )
+    assert buffered(code).stdout.splitlines()[-1] == "False True"
+
+
 @pytest.mark.parametrize("code", [0, 2])
 def test_what_a_program_printed_is_not_lost(code: int) -> None:
     """Also where it fails afterwards, and into a pipe, which is written when it is full."""
