@@ -63,8 +63,13 @@ def resolve(config: RunConfig, parts: Parts) -> RunConfig:
 
 
 def make_dataset(config: RunConfig, parts: Parts) -> Dataset:
-    """The data set, read from disk."""
+    """The data set, read from disk.
+
+    Raises:
+        ValueError: its factory's; an image's label is none of the classes.
+    """
     dataset: Dataset = parts.datasets.build(config.data.name, config.data.args)
+    dataset.check_labels()
     return dataset
 
 

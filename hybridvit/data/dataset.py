@@ -35,11 +35,7 @@ class AbsentData(ValueError):
 
 @dataclass
 class Dataset:
-    """A data set with its own train and test split; validation is split off `train` later.
-
-    Raises:
-        ValueError: an image's label is none of the classes.
-    """
+    """A data set with its own train and test split; validation is split off `train` later."""
 
     name: str
     train: Split
@@ -52,7 +48,12 @@ class Dataset:
     notes: list[str] = field(default_factory=list)  # decisions to tell the user
     decoder: str | None = None  # of image files, with its version
 
-    def __post_init__(self) -> None:
+    def check_labels(self) -> None:
+        """See whether all labels are places in the classes.
+
+        Raises:
+            ValueError: one is not.
+        """
         for part, split in (("training", self.train), ("test", self.test)):
             if not len(split):
                 continue

@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hybridvit import build
+from hybridvit.config import DataConfig, RunConfig
 from hybridvit.data.catalog import datasets_table
 from hybridvit.data.dataset import Dataset
 from hybridvit.registry import Registry
@@ -206,8 +208,9 @@ def test_labels_of_no_class_are_named(tmp_path: Path) -> None:
     write_mnist(folder, "")
     for part, count in (("t10k", 3), ("train", 7)):
         write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(4, 4 + count, dtype=np.uint8))
+    config = RunConfig(data=DataConfig("mnist", {"root": str(tmp_path)}))
     with pytest.raises(ValueError, match="training labels are 4 to 10, and should be 0 to 9"):
-        TABLE["mnist"](root=str(tmp_path))
+        build.make_dataset(config, build.make_parts([])[0])
 
 
 def test_altered_pickles_are_never_opened(tmp_path: Path) -> None:
