@@ -61,7 +61,8 @@ class Dataset:
             if least < 0 or most >= len(self.classes):
                 raise ValueError(
                     f"data set {self.name}: {part} labels are {least} to {most}, and should be 0 "
-                    f"to {len(self.classes) - 1}, places in its {len(self.classes)} classes"
+                    f"to {len(self.classes) - 1}, places in its {len(self.classes)} classes; mend "
+                    "its label files, or name all of its classes"
                 )
 
     def spec(self) -> DataSpec:
