@@ -37,7 +37,7 @@ def fashion(tmp_path: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_script_on_timm_trains(fashion: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = Whole("fashion_mnist", images=256, epochs=2)
+    job = Whole("fashion_mnist", images=128, epochs=2)
     timm_train.main([*processes.timm_arguments(job, fashion), "--workers", "0"])
     said = capsys.readouterr().out
     assert said.count("epoch") == 2

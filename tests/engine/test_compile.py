@@ -278,7 +278,7 @@ def test_recomputation_in_bf16_changes_no_bit_and_keeps_what_it_does_with_torchs
     """Linear layers and GELU have functions of their own for autograd there."""
     monkeypatch.setattr(linear, "FEW", 1)
     monkeypatch.setattr(linear, "threads", lambda: 2)
-    deep = {"depth": 6, "dropout": 0.1}
+    deep = {"depth": 3, "dropout": 0.1}
     made = make_objective(objective, encoder_args=deep, **ARGS.get(objective, {}))
     plain, theirs = copy.deepcopy(made), copy.deepcopy(made)
     recomputing = TrainConfig(compile=kind, grad_checkpointing=True)
