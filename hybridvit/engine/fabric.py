@@ -21,6 +21,7 @@ import torch
 from hybridvit.config import Precision
 from hybridvit.engine import ranks
 from hybridvit.engine.device import chosen_device
+from hybridvit.launcher import check_alone, wanted
 
 
 @contextmanager
@@ -76,8 +77,8 @@ def make_fabric(precision: Precision, *, joins: bool = False) -> Fabric:
     kind = chosen_device().type
     plugins: list[Any] = [] if precision == "fp32" else [Autocast("bf16-mixed", kind)]
     if not joins:
-        ranks.check_alone()
-    if ranks.wanted() == 1:
+        check_alone()
+    if wanted() == 1:
         # Else Fabric would join the tasks of a Slurm job that this one may have.
         return Fabric(accelerator=kind, devices=1, plugins=[*plugins, LightningEnvironment()])
     ranks.check_launch(torch.cuda.device_count())
@@ -88,7 +89,7 @@ def make_fabric(precision: Precision, *, joins: bool = False) -> Fabric:
     strategy = DDPStrategy(
         process_group_backend=backend, timeout=ranks.PATIENCE, find_unused_parameters=True
     )
-    nodes = ranks.wanted() // here
+    nodes = wanted() // here
     fabric = Fabric(
         accelerator=kind, devices=here, num_nodes=nodes, strategy=strategy, plugins=plugins
     )

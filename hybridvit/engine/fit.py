@@ -121,9 +121,7 @@ def fit(
                     calls.save(progress)
                     saved = time.perf_counter()
             if stop:
-                ranks.asked(
-                    []
-                )  # all wait until it is saved, lest one that ends has the others killed
+                ranks.asked([])  # waits until it is saved: one that ends has the others killed
                 raise Stopped(f"stopped by {stop[0]} after step {step} of {steps}")
 
 

@@ -17,40 +17,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from hybridvit.launcher import wanted
+
 # How long the others wait for rank 0, which may prepare data or fit probes. Where a rank has ended
 # they do not wait: torchrun ends them.
 PATIENCE = timedelta(days=1)
 T = TypeVar("T")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
-
-
-def wanted() -> int:
-    """How many processes a launcher has started for this command.
-
-    Raises:
-        ValueError: its variable is no such number.
-    """
-    said = os.environ.get("WORLD_SIZE", "1")
-    if not (said.isascii() and said.isdecimal() and int(said)):
-        raise ValueError(
-            f"the environment variable WORLD_SIZE={said!r} should be the number of processes that "
-            "a launcher has started, 1 or more; start them by torchrun, or unset it"
-        )
-    return int(said)
-
-
-def check_alone() -> None:
-    """See whether what takes one process was started as one.
-
-    Raises:
-        ValueError: a launcher has started several.
-    """
-    if wanted() > 1:
-        raise ValueError(
-            f"WORLD_SIZE={wanted()} asks for several processes, and only `hybridvit train` takes "
-            "more than one; start this without torchrun (the cells of a study run side by side on "
-            "several GPUs)"
-        )
 
 
 def check_launch(gpus: int) -> None:

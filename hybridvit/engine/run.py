@@ -26,6 +26,7 @@ from hybridvit.engine.runlog import (
 )
 from hybridvit.engine.session import Outcome, Session
 from hybridvit.engine.signals import terminable
+from hybridvit.launcher import wanted
 from hybridvit.registry import Parts
 
 COMPLETE = -1  # in place of the step that a run begins at
@@ -56,7 +57,7 @@ def train(
     config = build.resolve(config, parts)
     directory = RunDirectory(out or Path("runs") / f"{name}-{config_hash(config)}")
     with terminable(), ranks.joined():
-        ranks.check_shares(config.train.batch_size, config.train.accumulate, ranks.wanted())
+        ranks.check_shares(config.train.batch_size, config.train.accumulate, wanted())
         fabric = make_fabric(config.train.precision, joins=True)
         if ranks.rank():
             return _follow(fabric, config, parts, directory, tunes)
@@ -80,10 +81,7 @@ def train(
                 check_same_data(directory, before, record["data"])
             fabric.broadcast(begins_at)
             try:
-                with (
-                    directory.open_record(record),
-                    ranks.joined(),
-                ):  # first: it makes the directory a run's
+                with directory.open_record(record), ranks.joined():
                     directory.write_config(resolved(config))
                     return session.run(record)
             except KeyboardInterrupt:  # the last checkpoint, if there is one, has everything

@@ -36,9 +36,7 @@ from hybridvit.engine.fit import Calls, Diverged, Progress, Stopped, fit, total_
 from hybridvit.engine.init import start_from
 from hybridvit.engine.optim import make_optimizer
 from hybridvit.engine.pictures import write_rows
-from hybridvit.engine.runlog import (
-    RunDirectory,
-)
+from hybridvit.engine.runlog import RunDirectory
 from hybridvit.evaluation import probes
 from hybridvit.evaluation.accuracy import accuracy
 from hybridvit.registry import Parts
@@ -52,7 +50,7 @@ class Outcome:
 
     path: Path
     status: str  # complete, stopped or diverged
-    message: str  # none of ranks above 0
+    message: str  # empty of ranks above 0
 
 
 class Session:
