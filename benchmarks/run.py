@@ -23,7 +23,7 @@ from cases import CASES
 from contestant import Process
 
 from hybridvit.engine.device import bf16_slowdown
-from hybridvit.engine.idle import BUSY, busy_seconds, check_idle, check_unused
+from hybridvit.engine.idle import BUSY, SECONDS, busy_seconds, check_unused, refuse
 
 TRIES = 5  # at a turn that something else disturbs
 SETTLING = 20  # half seconds to wait between turns
@@ -174,18 +174,22 @@ def settle() -> None:
     Raises:
         ValueError: something goes on working.
     """
-    for tries in range(SETTLING, -1, -1):
+    for left in range(SETTLING, -1, -1):
+        before = others()
+        time.sleep(SECONDS)
         try:
-            check_idle()
-            break
+            refuse(others() - before, SECONDS)
+            return
         except ValueError:
-            if tries == 0:
+            if left == 0:
                 raise
 
 
-def others(process: Process) -> float:
-    """CPU time of all but this process and a contestant, in seconds since the machine started."""
-    return busy_seconds() - process.cpu_seconds() - time.process_time()
+def others(process: Process | None = None) -> float:
+    """CPU time of all but this process, and a contestant whose turn it is, in seconds since the
+    machine started."""
+    its = process.cpu_seconds() if process else 0.0
+    return busy_seconds() - its - time.process_time()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_a_line_is_appended(log: list[str], tmp_path: Path) -> None:
 def test_a_disturbed_turn_is_taken_again(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     busy = iter([0.0, 100.0, 200.0, 200.0])  # CPU seconds of all, before and after a turn
     monkeypatch.setattr(run, "busy_seconds", lambda: next(busy))
-    monkeypatch.setattr(run, "check_idle", lambda: None)
+    monkeypatch.setattr(run, "settle", lambda: None)
     process: Any = Fake("supervised-32-4", "ours", None, Path())
     rate, others = run.turn(process, 0.1, beside_load=False)
     assert rate == 12.0  # of the second
@@ -106,7 +107,7 @@ def test_a_disturbed_turn_is_taken_again(log: list[str], monkeypatch: pytest.Mon
 def test_lasting_load_is_refused(
     log: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "check_idle", lambda: None)
+    monkeypatch.setattr(run, "settle", lambda: None)
     monkeypatch.setattr(run, "check_unused", lambda: None)
     monkeypatch.setattr(run, "busy_seconds", lambda: 1000 * time.perf_counter())
     assert run.main(["--case", "supervised-32-4", "--case", "mae-32-4"]) == 2
@@ -150,16 +151,17 @@ def test_cpu_time_of_a_session_counts_children() -> None:
 
 
 def test_a_turn_begins_when_the_last_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = iter([True, True, False, True])
+    """A contestant is this process's child, and its work counts, for the next one's turn comes."""
+    burn = "import time\nwhile time.process_time() < 1.5: pass"
+    with subprocess.Popen([sys.executable, "-c", burn], start_new_session=True) as contestant:
 
-    def check_idle() -> None:
-        if next(calls):
-            raise ValueError("busy")
+        def busy_seconds() -> float:  # of a machine on which nothing else runs
+            return session_seconds(contestant.pid) + time.process_time()
 
-    monkeypatch.setattr(run, "check_idle", check_idle)
-    run.settle()
-    assert next(calls)  # three were needed
-    monkeypatch.setattr(run, "SETTLING", 0)
-    calls = iter([True])
-    with pytest.raises(ValueError, match="busy"):
+        monkeypatch.setattr(run, "busy_seconds", busy_seconds)
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "SETTLING", 0)
+            with pytest.raises(ValueError, match="% of a core"):
+                run.settle()
         run.settle()
+        assert session_seconds(contestant.pid) >= 1.5 or contestant.poll() == 0
