@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hybridvit.data.augment import Augment
 from hybridvit.data.names import PUBLIC
+from hybridvit.plain_yaml import MAX_NESTING, check_plain
 from hybridvit.references import check_references
 from hybridvit.registry import fits, suggest, type_name
 from hybridvit.version import RESULTS_VERSION
@@ -255,16 +256,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file that may come from a stranger.
 
     Raises:
-        ValueError: over 1 MiB, aliases (they can expand exponentially), tags, or no mapping.
+        ValueError: over 1 MiB, not plain (`check_plain`), or no mapping.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path}: larger than {MAX_BYTES} bytes; that is no config")
         text = path.read_text(encoding="utf-8")
-        for token in yaml.scan(text):
-            if isinstance(token, yaml.AliasToken | yaml.TagToken):
-                what = "aliases (*name)" if isinstance(token, yaml.AliasToken) else "tags (!name)"
-                raise ValueError(f"{path}: YAML {what} are not allowed; write the value out")
+        try:
+            check_plain(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: YAML {error}") from None
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise ValueError(f"{path}: should hold sections such as 'stem:', not a {root.id}")
@@ -319,10 +320,15 @@ def dotlist(overrides: list[str]) -> DictConfig:
         key, equals, text = item.partition("=")
         if not equals or not all(key.split(".")):
             raise ValueError(f"override {item!r} should be key.path=value, such as train.epochs=3")
+        if key.count(".") >= MAX_NESTING:
+            raise ValueError(f"override {item!r}: {MAX_NESTING} levels are the most")
         try:
+            check_plain(text)
             value = parse(f"value: {text}")["value"]
         except (yaml.YAMLError, KeyError, TypeError):
             raise ValueError(f"override {item!r}: {text!r} is not valid YAML") from None
+        except ValueError as error:
+            raise ValueError(f"override {item!r}: {error}") from None
         try:
             OmegaConf.update(config, key, value)
         except (OmegaConfBaseException, TypeError, ValueError) as error:

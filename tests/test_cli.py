@@ -100,6 +100,9 @@ BAD_OVERRIDES: list[tuple[str, str]] = [
     ("data={name: image_folder}", "needs root"),
     ("eval.probes=[svm]", "eval.probes=['svm'] should be"),
     ("out=", "out= needs a directory"),
+    ("seed=" + 65 * "[" + 65 * "]", "nested too deeply"),
+    ("seed=[&a 1, *a]", "aliases"),
+    ("stem" + 64 * ".a" + "=1", "64 levels are the most"),
 ]
 
 
@@ -110,7 +113,9 @@ def test_bad_arguments_end_in_one_line(
     assert expected in refused(capsys, *arguments)
 
 
-@pytest.mark.parametrize(("override", "expected"), BAD_OVERRIDES, ids=[o for o, _ in BAD_OVERRIDES])
+@pytest.mark.parametrize(
+    ("override", "expected"), BAD_OVERRIDES, ids=[o[:50] for o, _ in BAD_OVERRIDES]
+)
 def test_bad_overrides_end_in_one_line(
     override: str,
     expected: str,
@@ -136,6 +141,7 @@ BAD_FILES: list[tuple[str, str]] = [
     ("seed: ${nothing}", "nothing"),
     ("a: &a [1]\nb: *a\n", "aliases"),
     ("seed: !!int 1\n", "tags"),
+    ("stem: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
 ]
 
 

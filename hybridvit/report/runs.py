@@ -25,7 +25,6 @@ MAX_PICTURE = 4 << 20  # bytes of a figure
 MAX_PIXELS = 1 << 24  # of a figure: a small file can unpack to gigabytes
 MAX_ROWS = 200  # characters of the names of its rows
 MAX_DEPTH = 4  # folders below a path in which runs are looked for
-MAX_NESTING = 64  # of a config
 PNG = b"\x89PNG\r\n\x1a\n"
 STATUSES = ("complete", "running", "stopped", "diverged", "failed")
 KINDS = ("train", "pixels", "tune")
@@ -359,20 +358,12 @@ def read_yaml(root: Path, name: str) -> dict[str, Any]:
     """
     import yaml
 
+    from hybridvit.plain_yaml import LOADER, check_plain
+
     text = _read_record(root, name)
-    # libyaml's loader is five times as fast; a SafeLoader, so no tags that make objects.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        depth = 0
-        for event in yaml.parse(text, loader):
-            # Nested aliases make a kilobyte of YAML unfold into gigabytes.
-            if isinstance(event, yaml.AliasEvent):
-                raise yaml.YAMLError("aliases are refused")
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_NESTING:  # libyaml's loader would run out of stack, and crash
-                raise yaml.YAMLError("nested too deeply")
-        config = yaml.load(text, loader)
+        check_plain(text)
+        config = yaml.load(text, LOADER)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         what = clean(str(getattr(error, "problem", None) or error))[:120]
         raise ValueError(

@@ -88,7 +88,7 @@ def test_results_that_are_no_shares_are_no_results(tmp_path: Path) -> None:
         ("config.yaml", "a: [1", "config.yaml is no plain YAML"),
         ("config.yaml", "- 1", "holds no mapping"),
         ("config.yaml", "a: !!python/object/apply:os.system ['true']", "no plain YAML"),
-        ("config.yaml", "a: &x [1]\nb: *x", "aliases are refused"),
+        ("config.yaml", "a: &x [1]\nb: *x", r"aliases \(\*name\) are not allowed"),
         ("config.yaml", "a: " + "[" * 100_000, "no plain YAML"),
         ("config.yaml", "a: " + "x" * MAX_RECORD, "larger than 1 MiB"),
     ],
