@@ -65,7 +65,7 @@ def recorded_products(steps: Steps) -> Products:
         return make_boxed_func(run)
 
     backend = aot_autograd(fw_compiler=compile_)
-    steps.objective = torch.compile(steps.objective, backend=backend)
+    steps.trained.called = torch.compile(steps.trained.called, backend=backend)
     steps.run(lambda _: None)
     return recorded
 

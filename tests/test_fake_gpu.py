@@ -35,6 +35,7 @@ from hybridvit.encoder.positions import Position
 from hybridvit.engine import fit as engine
 from hybridvit.engine.average import MovingAverage
 from hybridvit.engine.optim import make_optimizer
+from hybridvit.engine.step import Trained
 from hybridvit.objectives import OBJECTIVES
 
 MASKED = ["resnet", "conv", "overlap", "cct", "convnext"]  # stems that take masked=true
@@ -281,8 +282,10 @@ def test_steps_wait_for_nothing_between_log_points(
         batches = itertools.repeat(batch_on_gpu(made.views))
         loader: Any = SimpleNamespace(batches=lambda start, steps: batches)
         nothing: Any = None
+        finite = torch.ones((), device=fabric.device)
+        trained = Trained(fabric, made, made, wrapped, average, finite)
         with pytest.raises(DataDependentOutputException), autocast():
-            engine.fit(fabric, made, made, wrapped, average, loader, 20, config, progress, nothing)
+            engine.fit(trained, loader, 20, config, progress, nothing)
     assert progress.step == 5
     assert copies.sent == 0
 

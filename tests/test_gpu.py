@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hybridvit import config, draws
 from hybridvit.data.augment import Augment, augment
-from hybridvit.engine import fit as fit_module
+from hybridvit.engine import step as step_module
 from hybridvit.engine.bench import Steps
 from hybridvit.engine.run import train
 
@@ -41,16 +41,16 @@ def test_a_stopped_run_goes_on(
     }
     overrides = [stems[stem], f"objective.name={objective}", "train.epochs=2", "train.ema=0.9"]
     setup = config.load("digits.yaml", [*overrides, "train.precision=bf16", "eval.probes=[knn]"])
-    original = fit_module.seed_step
+    original = step_module.seed_step
 
     def interrupt(seed: int, step: int) -> None:
         if step == 13:
             os.kill(os.getpid(), signal.SIGTERM)
         original(seed, step)
 
-    monkeypatch.setattr(fit_module, "seed_step", interrupt)
+    monkeypatch.setattr(step_module, "seed_step", interrupt)
     assert train(setup, name="a", out=tmp_path / "a", show=False).status == "stopped"
-    monkeypatch.setattr(fit_module, "seed_step", original)
+    monkeypatch.setattr(step_module, "seed_step", original)
     assert train(setup, name="a", out=tmp_path / "a", show=False).status == "complete"
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,10 +17,10 @@ from hybridvit.analysis import cost
 from hybridvit.config import RunConfig
 from hybridvit.engine.device import device_name, matrix_peak, memory_used, wait_for_device
 from hybridvit.engine.fabric import make_fabric
-from hybridvit.engine.fit import clip, move, seed_step, set_rates
 from hybridvit.engine.idle import alone, check_unused
 from hybridvit.engine.runlog import RunDirectory
 from hybridvit.engine.session import Session
+from hybridvit.engine.step import take_step
 
 WARMUP = 3  # steps that are not counted
 LEAST = 5  # steps that are, however long they take
@@ -49,30 +48,20 @@ class Steps:
         config = build.resolve(config, parts)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
-        with TemporaryDirectory() as folder:  # nothing is written there
-            fabric = make_fabric(config.train.precision)
-            session = Session(config, parts, RunDirectory(Path(folder)), fabric, show=False)
+        nowhere = RunDirectory(Path("unused"))  # nothing is written there
+        session = Session(config, parts, nowhere, make_fabric(config.train.precision), show=False)
         self.session, self.config, self.fabric = session, config, session.fabric
-        self.objective, self.optimizer = session.prepare()
+        self.trained = session.prepare()
         self.batches = session.loader.batches(0, 2**31)
-        self.step, self.finite = 0, torch.ones((), device=self.fabric.device)
+        self.step = 0
 
     def run(self, phase: Callable[[str], None]) -> None:
         """One step; `phase` is called with the name of what was just done."""
         self.step += 1
-        set_rates(self.optimizer, [g["lr"] for g in self.optimizer.param_groups])
-        seed_step(self.config.seed, self.step)
         batch = next(self.batches)
         phase("data")
-        for micro in batch.split(len(batch.labels) // self.config.train.accumulate):
-            loss = self.objective(micro).loss
-            phase("forward")
-            self.fabric.backward(loss / self.config.train.accumulate)
-            phase("backward")
-        norm = clip(self.fabric, self.objective, self.optimizer, self.config.optim.clip_norm)
-        self.finite = self.finite * torch.isfinite(loss.detach()) * torch.isfinite(norm)
-        move(self.session.objective, self.optimizer, self.session.average, self.step, self.finite)
-        phase("optimizer")
+        rates = [group["lr"] for group in self.trained.optimizer.param_groups]
+        take_step(self.trained, self.config, batch, self.step, rates, phase)
 
 
 def bench(config: RunConfig, *, seconds: float = 10.0, beside_load: bool = False) -> dict[str, Any]:

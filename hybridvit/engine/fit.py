@@ -7,21 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from hybridvit import draws
 from hybridvit.config import RunConfig
-from hybridvit.contracts import Batch, Objective
 from hybridvit.data.loader import TrainLoader
 from hybridvit.engine import ranks
-from hybridvit.engine.average import MovingAverage
 from hybridvit.engine.device import wait_for_device
-from hybridvit.engine.fabric import Fabric
 from hybridvit.engine.optim import schedule
 from hybridvit.engine.signals import blamed, stop_signals
+from hybridvit.engine.step import Trained, take_step
 
 SAVE_SECONDS = 900  # between checkpoints at the most, where evaluations are farther apart
 
@@ -54,11 +49,7 @@ class Calls:
 
 
 def fit(
-    fabric: Fabric,
-    wrapped: Any,
-    objective: Objective,
-    optimizer: Any,
-    average: MovingAverage | None,
+    trained: Trained,
     loader: TrainLoader,
     images: int,
     config: RunConfig,
@@ -68,9 +59,6 @@ def fit(
     """Train from `progress.step` to the last step.
 
     Args:
-        wrapped, optimizer: the objective and its optimizer as set up by Fabric; all gradients
-            come from calling `wrapped`.
-        average: the objective's exponential moving average, updated after each step.
         images: size of the training set.
 
     Raises:
@@ -79,21 +67,15 @@ def fit(
     """
     train, steps = config.train, total_steps(config, images)
     warmup = round(config.optim.warmup_epochs * images / train.batch_size)
-    peaks = [peak_lr(config) * group["factor"] for group in optimizer.param_groups]
-    finite = torch.ones((), device=fabric.device)
+    peaks = [peak_lr(config) * group["factor"] for group in trained.optimizer.param_groups]
     batches = loader.batches(progress.step * train.batch_size, steps - progress.step)
     clock, saved = Clock(progress, train.batch_size), time.perf_counter()
     with stop_signals() as signals:
         for step in range(progress.step + 1, steps + 1):
             factor = schedule(step, steps, warmup, config.optim.schedule)
-            set_rates(optimizer, [peak * factor for peak in peaks])
-            seed_step(config.seed, step)
+            rates = [peak * factor for peak in peaks]
             with blamed(signals):
-                output = accumulate(fabric, wrapped, next(batches), train.accumulate)
-            norm = clip(fabric, wrapped, optimizer, config.optim.clip_norm)
-            loss_is_finite = torch.isfinite(ranks.mean(output["loss"]))
-            finite = finite * loss_is_finite * torch.isfinite(norm)
-            move(objective, optimizer, average, step, finite)
+                output = take_step(trained, config, next(batches), step, rates)
             progress.step = step
 
             stop = ranks.asked(signals)
@@ -102,7 +84,7 @@ def fit(
             pictures = due(step, train.picture_epochs, images, train.batch_size, steps)
             if not (logs or evaluates or pictures):
                 continue
-            if not finite:
+            if not trained.finite:
                 raise Diverged(
                     f"loss or gradient is not finite at step {step} or up to "
                     f"{train.log_every - 1} steps before"
@@ -110,7 +92,7 @@ def fit(
             clock.lap()  # the seconds are logged or saved
             if logs:
                 means = {name: ranks.mean(value) for name, value in output.items()}
-                calls.log(step, {"lr": factor * max(peaks), **clock.times(), **host(means)})
+                calls.log(step, {"lr": max(rates), **clock.times(), **host(means)})
             with clock.paused():
                 with blamed(signals):
                     if evaluates:
@@ -125,57 +107,9 @@ def fit(
                 raise Stopped(f"stopped by {stop[0]} after step {step} of {steps}")
 
 
-def move(
-    objective: Objective,
-    optimizer: Any,
-    average: MovingAverage | None,
-    step: int,
-    finite: Tensor,
-) -> None:
-    """All that moves once the gradients are there: weights, teachers, the average.
-
-    The fused optimizer skips its step where `finite` is 0, without the host waiting for the loss;
-    once a step was not finite, no later one counts either.
-    """
-    optimizer.optimizer.found_inf = 1 - finite
-    optimizer.step()
-    optimizer.zero_grad()
-    objective.after_step(step)
-    if average is not None:
-        average.update(objective)
-
-
-def set_rates(optimizer: Any, rates: list[float]) -> None:
-    """Give each parameter group its learning rate."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-
-
-def clip(fabric: Fabric, wrapped: Any, optimizer: Any, limit: float | None) -> Tensor:
-    """The gradient's norm, which is then cut to `limit` if there is one."""
-    if limit is None:
-        gradients = [p.grad for p in wrapped.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
-    norm = fabric.clip_gradients(wrapped, optimizer, max_norm=limit, error_if_nonfinite=False)
-    assert norm is not None
-    return norm
-
-
 def peak_lr(config: RunConfig) -> float:
     """The learning rate after warm-up: it is configured per 256 images."""
     return config.optim.lr * config.train.batch_size / 256
-
-
-def accumulate(fabric: Fabric, objective: Any, batch: Batch, parts: int) -> dict[str, Tensor]:
-    """Forward and backward of a batch in `parts` micro-batches; mean loss and metrics."""
-    means: dict[str, Tensor] = {}
-    for i, micro in enumerate(batch.split(len(batch.labels) // parts)):
-        with fabric.no_backward_sync(objective, enabled=i < parts - 1):
-            loss, metrics = objective(micro)
-            fabric.backward(loss / parts)
-        for name, value in {**metrics, "loss": loss.detach()}.items():
-            means[name] = means.get(name, 0) + value / parts
-    return means
 
 
 def total_steps(config: RunConfig, images: int) -> int:
@@ -187,18 +121,6 @@ def due(step: int, epochs: float, images: int, batch_size: int, steps: int) -> b
     """Whether `step` is the first after another `epochs` epochs, or the last."""
     per = epochs * images / batch_size
     return step == steps or math.floor(step / per) > math.floor((step - 1) / per)
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Seed torch for dropout and stochastic depth, so that a resumed run draws the same, and each
-    rank otherwise."""
-    key = draws.fold(draws.fold(torch.tensor(seed), draws.stream("step")), step)
-    rank = ranks.rank()
-    drawn = int(draws.fold(key, rank) if rank else key)
-    # torch.manual_seed looks for every kind of device, which takes 0.2 ms where there is none.
-    torch.default_generator.manual_seed(drawn)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(drawn)
 
 
 def host(metrics: dict[str, Tensor]) -> dict[str, float]:

@@ -37,6 +37,7 @@ from hybridvit.engine.init import start_from
 from hybridvit.engine.optim import make_optimizer
 from hybridvit.engine.pictures import write_rows
 from hybridvit.engine.runlog import RunDirectory
+from hybridvit.engine.step import Trained
 from hybridvit.evaluation import probes
 from hybridvit.evaluation.accuracy import accuracy
 from hybridvit.registry import Parts
@@ -161,23 +162,25 @@ class Session:
         self._close(record, "complete", None)
         return Outcome(self.directory.path, "complete", _sentence(results))
 
-    def prepare(self) -> tuple[Any, Any]:
-        """The objective as training steps call it and its optimizer, all on the device."""
+    def prepare(self) -> Trained:
+        """What training steps move, all on the device."""
+        fabric = self.fabric
         called: Any = for_training(self.objective, self.config.train)
-        objective, optimizer = self.fabric.setup(called, self.optimizer)
+        called, optimizer = fabric.setup(called, self.optimizer)
         if self.average is not None:
-            self.average.module.to(self.fabric.device)
-        objective.train()
-        return objective, optimizer
+            self.average.module.to(fabric.device)
+        called.train()
+        finite = torch.ones((), device=fabric.device)
+        return Trained(fabric, called, self.objective, optimizer, self.average, finite)
 
     def fit(self) -> Progress:
         """Set up, resume if there is a checkpoint, and train to the end."""
-        config, fabric = self.config, self.fabric
+        config = self.config
         path = checkpoint.latest(self.directory.checkpoints)
         progress = self._load(path) if path else Progress()
         if not self.resident:
             self.evaluator.decoders.start()
-        objective, optimizer = self.prepare()
+        trained = self.prepare()
         if path:  # now that the parameters are where their state must be
             self.optimizer.load_state_dict(checkpoint.read_optimizer(path))
         steps = total_steps(config, self.length)
@@ -188,18 +191,7 @@ class Session:
         calls = Calls(self.log, self.evaluate, self.picture, self.save)
         if ranks.rank():
             calls = Calls(_nothing, self.evaluate, _nothing, _nothing)
-        fit(
-            fabric,
-            objective,
-            self.objective,
-            optimizer,
-            self.average,
-            self.loader,
-            self.length,
-            config,
-            progress,
-            calls,
-        )
+        fit(trained, self.loader, self.length, config, progress, calls)
         return progress
 
     def log(self, step: int, values: dict[str, float]) -> None:

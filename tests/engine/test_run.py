@@ -24,12 +24,13 @@ from hybridvit.config import RunConfig
 from hybridvit.data.dataset import Dataset
 from hybridvit.data.splits import DecodedSplit
 from hybridvit.engine import checkpoint
-from hybridvit.engine import fit as fit_module
+from hybridvit.engine import session as session_module
+from hybridvit.engine import step as step_module
 from hybridvit.engine.fabric import make_fabric
-from hybridvit.engine.fit import seed_step
 from hybridvit.engine.run import train
 from hybridvit.engine.runlog import RunDirectory
 from hybridvit.engine.session import Session
+from hybridvit.engine.step import seed_step
 
 SMALL = [
     "encoder.args.dim=16",
@@ -187,14 +188,14 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(load(), name="a", out=tmp_path / "whole", show=False)
-    original = fit_module.seed_step
+    original = step_module.seed_step
 
     def interrupt(seed: int, step: int) -> None:
         if step == 13:
             os.kill(os.getpid(), signal.SIGTERM)
         original(seed, step)
 
-    monkeypatch.setattr(fit_module, "seed_step", interrupt)
+    monkeypatch.setattr(step_module, "seed_step", interrupt)
     stopped = train(load(), name="a", out=tmp_path / "parts", show=False)
     assert stopped.status == "stopped"
     assert "SIGTERM after step 13 of 40" in stopped.message
@@ -202,7 +203,7 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_piece(
     assert read(stopped.path, "run.json")["status"] == "stopped"
     assert not (stopped.path / "summary.json").exists()
 
-    monkeypatch.setattr(fit_module, "seed_step", original)
+    monkeypatch.setattr(step_module, "seed_step", original)
     resumed = train(load(), name="a", out=tmp_path / "parts", show=False)
     assert resumed.status == "complete"
     for name in (checkpoint.WEIGHTS, checkpoint.EMA):
@@ -363,7 +364,7 @@ def test_a_streamed_run_starts_workers_for_training_and_for_evaluation_once(
         multiprocessing.Process, "start", lambda self: (started.append(self.name), start(self))[1]
     )
     before_training: list[int] = []
-    fit = fit_module.fit
+    fit = session_module.fit
     monkeypatch.setattr(
         "hybridvit.engine.session.fit", lambda *a: (before_training.append(len(started)), fit(*a))
     )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hybridvit import build, config
 from hybridvit.config import RunConfig
-from hybridvit.engine import fit as fit_module
+from hybridvit.engine import step as step_module
 from hybridvit.engine.run import train
 from hybridvit.engine.runlog import RunDirectory, check_same_run, cores, earlier
 
@@ -59,17 +59,17 @@ def test_a_run_is_not_taken_for_one_of_other_images(
     overrides = [f"data={{name: image_folder, args: {{root: {root}, image_size: 8}}}}"]
     overrides += ["data.val_fraction=0.2", "data.workers=0", "train.batch_size=4"]
     settings = load(*overrides)
-    original = fit_module.seed_step
+    original = step_module.seed_step
 
     def interrupt(seed: int, step: int) -> None:
         if step == 2 and ends == "stopped":
             os.kill(os.getpid(), signal.SIGTERM)
         original(seed, step)
 
-    monkeypatch.setattr(fit_module, "seed_step", interrupt)
+    monkeypatch.setattr(step_module, "seed_step", interrupt)
     out = tmp_path / "run"
     assert train(settings, name="a", out=out, show=False).status == ends
-    monkeypatch.setattr(fit_module, "seed_step", original)
+    monkeypatch.setattr(step_module, "seed_step", original)
     folder_of_images(root, 1, split)
     if (split, ends) == ("test", "stopped"):  # it has not looked at any
         assert train(settings, name="a", out=out, show=False).status == "complete"
@@ -125,14 +125,14 @@ def test_a_run_that_goes_on_keeps_what_it_was_and_its_number_of_threads(
 ) -> None:
     settings, out, threads = load("train.epochs=1"), tmp_path / "run", torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    original = fit_module.seed_step
+    original = step_module.seed_step
 
     def interrupt(seed: int, step: int) -> None:
         if step in (5, 12):
             os.kill(os.getpid(), signal.SIGTERM)
         original(seed, step)
 
-    monkeypatch.setattr(fit_module, "seed_step", interrupt)
+    monkeypatch.setattr(step_module, "seed_step", interrupt)
     try:
         torch.set_num_threads(2)
         assert train(settings, name="a", out=out, show=False).status == "stopped"
@@ -142,7 +142,7 @@ def test_a_run_that_goes_on_keeps_what_it_was_and_its_number_of_threads(
         torch.set_num_threads(1)
         assert train(settings, name="a", out=out, show=False).status == "stopped"
         assert torch.get_num_threads() == min(2, cores())
-        monkeypatch.setattr(fit_module, "seed_step", original)
+        monkeypatch.setattr(step_module, "seed_step", original)
         torch.set_num_threads(1)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user knows better
         assert train(settings, name="a", out=out, show=False).status == "complete"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hybridvit.contracts import Batch
 from hybridvit.engine.fabric import Fabric
-from hybridvit.engine.fit import accumulate
+from hybridvit.engine.step import accumulate
 from hybridvit.objectives.simclr import SimCLR
 
 SMALL = {"hidden_dim": 32, "output_dim": 16}

@@ -20,7 +20,7 @@ from hybridvit.analysis import cost
 from hybridvit.cli import main
 from hybridvit.contracts import Batch
 from hybridvit.engine import checkpoint
-from hybridvit.engine import fit as fit_module
+from hybridvit.engine import step as step_module
 from hybridvit.engine.run import train
 from hybridvit.objectives import simclr
 
@@ -88,17 +88,17 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_piece(
     path = write(tmp_path, objective)
     loaded = config.load(path, ["train.ema=0.9"])
     whole = train(loaded, name="a", out=tmp_path / "whole", show=False)
-    original = fit_module.seed_step
+    original = step_module.seed_step
 
     def interrupt(seed: int, step: int) -> None:
         if step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
         original(seed, step)
 
-    monkeypatch.setattr(fit_module, "seed_step", interrupt)
+    monkeypatch.setattr(step_module, "seed_step", interrupt)
     stopped = train(loaded, name="a", out=tmp_path / "parts", show=False)
     assert "SIGTERM after step 7 of 20" in stopped.message
-    monkeypatch.setattr(fit_module, "seed_step", original)
+    monkeypatch.setattr(step_module, "seed_step", original)
     resumed = train(loaded, name="a", out=tmp_path / "parts", show=False)
     for name in (checkpoint.WEIGHTS, checkpoint.EMA):
         one, two = (
