@@ -28,7 +28,7 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activated: bool = False) -> Tensor:
     """x W^T + b for tokens (..., I), weights (O, I) and a bias (O,): (..., O).
 
-    In bf16 on a CPU it is `Affine`.
+    In bf16 on a CPU it is `Affine`, where it is compiled or oneDNN joins the bias to the product.
 
     Args:
         activated: whether an activation function follows, see `bias_gradient`.
@@ -59,9 +59,7 @@ class Affine(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.parts, ctx.activated = parts, activated
         if x.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
-            bias = None if bias is None else bias.contiguous()  # it reads as if it were
-            joined: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-            return joined
+            return joined(x, weight, bias)
         product = F.linear(x, weight)
         return product if bias is None else product + bias
 
@@ -102,6 +100,13 @@ def weight_gradient(x: Tensor, gradient: Tensor, parts: int) -> Tensor:
     if x.shape[-1] < gradient.shape[-1]:
         return (x.mT @ gradient).sum(dim=0).mT.contiguous()
     return (gradient.mT @ x).sum(dim=0)
+
+
+def joined(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b by oneDNN, which reads a bias as if its numbers lay side by side."""
+    bias = None if bias is None else bias.contiguous()
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
 
 
 @cache

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridvit.contracts import Tokens
+from hybridvit.encoder import attention as attention_module
 from hybridvit.encoder.attention import AXES, Attention, Axis, attend, prefers_fused
 from hybridvit.encoder.pooling import AttentionPool
 from hybridvit.encoder.positions import (
@@ -29,6 +30,13 @@ DIM, HEADS = 8, 2
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["chosen", "fused"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that is chosen here, and the fused one, which GPUs always take."""
+    if request.param == "fused":
+        monkeypatch.setattr(attention_module, "prefers_fused", lambda *_: True)
 
 
 def attention(qk_norm: bool = False, dropout: float = 0.0) -> Attention:
@@ -59,6 +67,7 @@ def test_the_fused_kernel_is_chosen_where_it_is_faster(
     assert prefers_fused(q, q, dropout, bias) == fused
 
 
+@pytest.mark.usefixtures("kernel")
 def test_attend_is_scaled_dot_product_attention() -> None:
     q, k, v = torch.randn(3, 2, 4, 5, 6, dtype=torch.float64).unbind(0)
     expected = F.scaled_dot_product_attention(q, k[:, :, :3], v[:, :, :3])
@@ -75,6 +84,7 @@ def test_the_faster_kernel_gives_the_same(dtype: torch.dtype, tokens: int) -> No
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_attend_adds_a_bias_to_the_logits_and_minus_infinity_hides() -> None:
     q, k, v = torch.randn(3, 2, 4, 5, 6, dtype=torch.float64).unbind(0)
     bias = torch.randn(1, 4, 5, 5, dtype=torch.float64)
@@ -87,6 +97,7 @@ def test_attend_adds_a_bias_to_the_logits_and_minus_infinity_hides() -> None:
     assert torch.equal(changed[:, :, 0], attend(q, k, v, bias=bias)[:, :, 0])
 
 
+@pytest.mark.usefixtures("kernel")
 def test_equals_torchs_multihead_attention() -> None:
     ours, theirs = attention(), nn.MultiheadAttention(12, 3, batch_first=True).double()
     with torch.no_grad():
@@ -106,6 +117,7 @@ def test_qk_norm_normalises_each_head_of_queries_and_keys() -> None:
     torch.testing.assert_close(ours(x), ours.proj(out))
 
 
+@pytest.mark.usefixtures("kernel")
 def test_dropout_acts_in_training_alone_and_keeps_the_mean() -> None:
     module, x = attention(dropout=0.5), torch.randn(1, 4, 12, dtype=torch.float64)
     many = module(x.expand(20_000, -1, -1))
@@ -115,6 +127,7 @@ def test_dropout_acts_in_training_alone_and_keeps_the_mean() -> None:
     assert torch.equal(module(x), clean)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_pooling_is_one_query_with_residual_mlp() -> None:
     ours = AttentionPool(12, 3, mlp_ratio=2.0, norm_eps=1e-6, activation=nn.GELU()).double()
     for parameter in ours.parameters():
@@ -189,6 +202,7 @@ def of_offset(
 @pytest.mark.parametrize("axis", [None, *AXES])
 @pytest.mark.parametrize("kept", [None, 5])
 @pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.usefixtures("kernel")
 def test_attention_is_a_sum_over_pairs(
     position: Position, axis: Axis | None, kept: int | None, prefix: int
 ) -> None:

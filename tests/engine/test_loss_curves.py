@@ -1,6 +1,8 @@
-"""Accuracy is not traded for speed: each fast path trains as the plain one does, from one seed.
+"""Accuracy is not traded for speed: fast paths train as the plain one does, from one seed.
 
-Tolerances are the mean distance of two loss curves over what the plain loss falls by.
+Tolerances are the mean distance of two loss curves over what the plain loss falls by. Another seed
+is 0.07 to 0.3 away. Of attention along axes and with a bias there is no curve: `test_attention.py`
+has its values.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybridvit import config
-from hybridvit.encoder import attention, linear
+from hybridvit.encoder import attention, layout, linear
 from hybridvit.encoder.vit import Encoder
 from hybridvit.engine.compile import compiler
 from hybridvit.engine.run import train
@@ -32,7 +35,8 @@ OBJECTIVES = {
     ],
 }
 ROUNDING = 1e-3  # of sums in another order, which training amplifies
-BF16 = 0.02  # of 8 bits at every step, no bias
+BF16 = 0.01  # of 8 bits at every step, no bias
+CONV = ["stem={name: conv, args: {channels: [8, 8]}}", "train.epochs=3"]
 
 
 def curve(out: Path, objective: str, *overrides: str) -> Tensor:
@@ -66,6 +70,7 @@ def distance(ours: Tensor, exact: Tensor) -> float:
         ([], ROUNDING),  # the last block computes what is read alone
         (["train.grad_checkpointing=true"], ROUNDING),
         (["data.resident=false", "data.workers=0"], ROUNDING),
+        (["train.accumulate=2"], ROUNDING),
         (["train.precision=bf16"], BF16),
         (["train.precision=bf16_params"], BF16),
     ],
@@ -77,9 +82,28 @@ def test_a_fast_path_trains_as_the_plain_one(
     objective: str,
     plain: dict[str, Tensor],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """In bf16 linear layers are our own; where oneDNN has no bf16, with torch's product in its
+    place."""
+    monkeypatch.setattr(linear, "threads", lambda: 2)
+    monkeypatch.setattr(linear, "FEW", 1)
+    if not linear.joins_bias():
+        monkeypatch.setattr(linear, "joins_bias", lambda: True)
+        monkeypatch.setattr(linear, "joined", F.linear)
     fast = curve(tmp_path / "run", objective, *overrides)
     assert distance(fast, plain[objective]) < tolerance
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", ROUNDING), ("bf16", BF16)])
+def test_so_does_a_stem_of_convolutions_with_channels_last(
+    precision: str, tolerance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "prefers_channels_last", lambda *_: False)
+        plain = curve(tmp_path / "plain", "supervised", *CONV)
+    fast = curve(tmp_path / "run", "supervised", *CONV, f"train.precision={precision}")
+    assert distance(fast, plain) < tolerance
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -122,6 +146,9 @@ def test_so_does_compiled_code(
     assert distance(fast, plain[objective]) < tolerance
 
 
-def test_the_measure_sees_another_seed(plain: dict[str, Tensor], tmp_path: Path) -> None:
-    other = curve(tmp_path / "run", "supervised", "seed=1")
-    assert distance(other, plain["supervised"]) > BF16 / 2
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_measure_sees_another_seed(
+    objective: str, plain: dict[str, Tensor], tmp_path: Path
+) -> None:
+    other = curve(tmp_path / "run", objective, "seed=1")
+    assert distance(other, plain[objective]) > 3 * BF16
