@@ -17,7 +17,6 @@ from cases import Command, Whole
 from settings import environment
 from turns import Paced, Turns
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 OURS = [sys.executable, "-m", "hybridvit.cli"]
 TIMM = [sys.executable, str(Path(__file__).with_name("timm_train.py"))]
 ACCURACY = re.compile(r"test/accuracy ([\d.]+) ?%")

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from hybridvit.data.augment import Augment
 from hybridvit.data.names import PUBLIC
 from hybridvit.plain_yaml import MAX_NESTING, check_plain
-from hybridvit.references import check_references
-from hybridvit.registry import fits, suggest, type_name
+from hybridvit.references import check_references, unresolved
+from hybridvit.registry import QUOTES, fits, mismatch, suggest
 from hybridvit.version import RESULTS_VERSION
 
 Precision = Literal["fp32", "bf16", "bf16_params"]
@@ -177,6 +177,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "eval.epochs", self.epochs, "above 0")
         _require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "at least 1")
+        differ = len(set(self.probes)) == len(self.probes)
+        _require(differ, "eval.probes", self.probes, "probes that differ; name each once")
 
 
 @dataclass(frozen=True)
@@ -277,8 +279,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise ValueError(f"{path}: not valid YAML{where}: {problem}") from None
+        raise ValueError(f"{path}: not valid YAML{where}: {_problem(error)}") from None
     return dict(content)
 
 
@@ -303,10 +304,7 @@ def overlay(base: DictConfig, top: DictConfig) -> DictConfig:
     for part in renamed:
         if isinstance(base.get(part), DictConfig):
             base[part].pop("args", None)
-    try:
-        return typing.cast(DictConfig, OmegaConf.merge(base, top))
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise ValueError(f"config: {str(error).splitlines()[0]}") from None
+    return _merged(base, top)
 
 
 def dotlist(overrides: list[str]) -> DictConfig:
@@ -325,14 +323,18 @@ def dotlist(overrides: list[str]) -> DictConfig:
         try:
             check_plain(text)
             value = parse(f"value: {text}")["value"]
-        except (yaml.YAMLError, KeyError, TypeError):
-            raise ValueError(f"override {item!r}: {text!r} is not valid YAML") from None
+        except (yaml.YAMLError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"override {item!r}: {text!r} is not valid YAML: {_problem(error)}"
+            ) from None
         except ValueError as error:
             raise ValueError(f"override {item!r}: {error}") from None
+        own = OmegaConf.create({})
         try:
-            OmegaConf.update(config, key, value)
+            OmegaConf.update(own, key, value)
         except (OmegaConfBaseException, TypeError, ValueError) as error:
             raise ValueError(f"override {item!r}: {str(error).splitlines()[0]}") from None
+        config = _merged(config, own)
     return config
 
 
@@ -346,7 +348,7 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     try:
         return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
-        raise ValueError(f"config: {str(error).splitlines()[0]}") from None
+        raise unresolved(error) from None
 
 
 def validate(values: dict[str, Any]) -> RunConfig:
@@ -389,6 +391,15 @@ def _laid_over(base: DictConfig, top: DictConfig) -> DictConfig:
     return overlay(base, top)
 
 
+def _merged(base: DictConfig, top: DictConfig) -> DictConfig:
+    try:
+        return typing.cast(DictConfig, OmegaConf.merge(base, top))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        under, over = (OmegaConf.to_container(each, resolve=False) for each in (base, top))
+        told = _clash(under, over) or str(error).splitlines()[0]
+        raise ValueError(f"config: {told}") from None
+
+
 def _bind(schema: Any, values: Any, path: str) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} should be a section, not {values!r}")
@@ -406,20 +417,50 @@ def _bind(schema: Any, values: Any, path: str) -> Any:
         if dataclasses.is_dataclass(hints[key]):
             bound[key] = _bind(hints[key], value, where)
         elif not fits(value, hints[key]):
-            raise ValueError(f"config: {where}={value!r} should be {type_name(hints[key])}")
+            raise ValueError(f"config: {mismatch(where, value, hints[key])}")
         else:
             bound[key] = tuple(value) if typing.get_origin(hints[key]) is tuple else value
     if "name" in hints and "name" not in bound and schema is PartConfig:
         raise ValueError(f"config: {path} needs a name")
-    return schema(**bound)
+    try:
+        return schema(**bound)
+    except ValueError as error:  # of a schema that does not know its place, such as Augment
+        told = str(error)
+        place = "" if told.startswith("config: ") else f"config: {path}."
+        raise ValueError(f"{place}{told}") from None
 
 
 def _name(config: DictConfig, part: str) -> Any:
+    node: Any = config
     try:
-        section = config.get(part)
-        return section.get("name") if isinstance(section, DictConfig) else None
+        for key in (part, "name"):  # by [], whose errors tell the key, as those of `get` do not
+            node = node[key] if isinstance(node, DictConfig) and key in set(node) else None
+        return node
     except OmegaConfBaseException as error:
-        raise ValueError(f"config: {part}: {str(error).splitlines()[0]}") from None
+        raise unresolved(error) from None
+
+
+def _clash(base: Any, top: Any, path: str = "") -> str | None:
+    """Where a list is laid over a section, or a section over a list."""
+    for key, over in top.items():
+        where, under = f"{path}{key}", base.get(key)
+        if isinstance(under, dict) and isinstance(over, dict):
+            if found := _clash(under, over, f"{where}."):
+                return found
+        elif isinstance(under, dict) and isinstance(over, list):
+            return f"{where} should be a section, not {over!r}"
+        elif isinstance(under, list) and isinstance(over, dict):
+            return f"{where}={over!r} is laid over the list {under!r}; write a list here, too"
+    return None
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with YAML, and what to do where that is known."""
+    problem = getattr(error, "problem", None) or str(error).split("\n")[0]
+    if "duplicate key" in problem:
+        return f"{problem}; name it once"
+    is_colon = "':'" in problem or "mapping values" in problem
+    return f"{problem}; {QUOTES}" if is_colon else str(problem)
 
 
 def _require(holds: bool, key: str, value: Any, valid: str) -> None:

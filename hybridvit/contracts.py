@@ -8,12 +8,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from hybridvit.encoder.model import HybridViT
+
+PatchSide = Annotated[int, range(1, 1_025)]  # pixels, of a patch that is mapped by a matrix
+Depth = Annotated[int, range(1, 1_001)]  # layers or blocks in a row
 
 
 class Tokens(NamedTuple):

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 MAX_REFERENCES = 8  # if each of some holds two others, they double line by line
 # Whole, and without others inside: whatever else has a ${ is refused.
 ALLOWED = re.compile(r"\$\{(oc\.env:HYBRIDVIT_\w*(,[^${}]*)?|[\w.\[\]-]+)\}")
@@ -35,6 +38,21 @@ def check_references(content: Any) -> None:
             f"config: {references} references to other keys, over {MAX_REFERENCES}; write some "
             "of them out"
         )
+
+
+def unresolved(error: OmegaConfBaseException) -> ValueError:
+    """Which value refers to nothing, and what it may refer to."""
+    problem = str(error).splitlines()[0]
+    if error.parent_node is None:
+        return ValueError(f"config: {problem}")
+    siblings: Any = OmegaConf.to_container(error.parent_node, resolve=False)
+    remedy = "give the whole path of another key that the config sets, such as ${data.name}"
+    if variable := re.search("Environment variable .* not found", problem):
+        problem, remedy = variable[0], "set it"
+    return ValueError(
+        f"config: {error.full_key}={siblings[error.key]!r}: {problem}; {remedy}, or write the "
+        "value out"
+    )
 
 
 def _strings(node: Any) -> Iterator[str]:

@@ -16,18 +16,22 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
+
+import yaml
 
 T = TypeVar("T")
 CODE = ", code "  # between a plug-in's version and the digest of its code
+QUOTES = 'text with a colon needs quotes, such as plugins=["foo:register"]'
 
 
 @dataclass
 class Registry(Generic[T]):
     """Factories of one kind of part by name.
 
-    A factory's signature is its schema: keyword arguments with types and defaults. `given` names
-    the arguments that the framework passes; all others may be set in a config.
+    A factory's signature is its schema: keyword arguments with types and defaults; a type may be
+    bounded, as in `Annotated[int, range(1, 9)]`. `given` names the arguments that the framework
+    passes; all others may be set in a config.
     """
 
     kind: str
@@ -95,10 +99,8 @@ class Registry(Generic[T]):
                     f"valid: {', '.join(schema) or 'none'}"
                 )
             if not fits(value, schema[key].annotation):
-                raise ValueError(
-                    f"{self.kind} {name!r}: {key}={value!r} should be "
-                    f"{type_name(schema[key].annotation)}"
-                )
+                wrong = mismatch(key, value, schema[key].annotation)
+                raise ValueError(f"{self.kind} {name!r}: {wrong}")
         resolved = {}
         for key, p in schema.items():
             if key not in args and p.default is p.empty:
@@ -171,10 +173,40 @@ def suggest(name: str, valid: typing.Iterable[str]) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    """A type as one writes it: `int | None`, `list[int]`."""
-    if annotation is inspect.Parameter.empty:
+    """A type in the words of a config: `int or null`, `list of int`."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in (Any, inspect.Parameter.empty):
         return "any"
+    if annotation is type(None):
+        return "null"
+    if origin is Annotated:
+        bounds = [f" from {r[0]:,} to {r[-1]:,}" for r in args[1:] if isinstance(r, range)]
+        return type_name(args[0]) + "".join(bounds)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(repr, args))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(type_name, args))
+    if origin is tuple and args[-1] is not Ellipsis:
+        return f"list [{', '.join(map(type_name, args))}]"
+    if origin in (list, tuple):
+        of = type_name(args[0]).replace("one of", "some of")
+        return "list" if args[0] is Any else f"list of {of}"
+    if origin is dict:
+        return "section" if args[1] is Any else f"section {{key: {type_name(args[1])}}}"
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def mismatch(key: str, value: Any, annotation: Any) -> str:
+    """What a value that does not fit should be, and how it would be written."""
+    wanted, hint = type_name(annotation), ""
+    if fits(_finite(value), annotation):
+        wanted = "a finite number" if isinstance(value, float) else f"{wanted}, all finite"
+    elif fits([value], annotation):
+        written = yaml.safe_dump([value], default_flow_style=True, width=math.inf).strip()
+        hint = f", such as {written}"
+    elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        hint = f"; {QUOTES}" if fits([str(v) for v in value], annotation) else ""
+    return f"{key}={value!r} should be {wanted}{hint}"
 
 
 def _from_path(name: str) -> tuple[Callable[[Parts], None], str]:
@@ -253,8 +285,19 @@ def _is_plain(annotation: Any) -> bool:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal or annotation in (bool, int, float, str, type(None), Any):
         return True
+    if origin is Annotated:
+        return _is_plain(args[0])
     containers = (list, tuple, dict, typing.Union, types.UnionType)
     return origin in containers and all(_is_plain(a) for a in args if a is not Ellipsis)
+
+
+def _finite(value: Any) -> Any:
+    """The value with 0 for every float."""
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return 0.0 if isinstance(value, float) else value
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -262,6 +305,8 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is Any:
         return True
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return fits(value, args[0]) and all(value in r for r in args[1:] if isinstance(r, range))
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, option) for option in args)
     if origin is typing.Literal:

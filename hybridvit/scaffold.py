@@ -26,7 +26,11 @@ def new_stem(name: str, out: Path) -> Path:
     Raises:
         ValueError: a name that is no module's, or is taken; a folder that exists.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+    if keyword.iskeyword(name):
+        raise ValueError(
+            f"{name!r} is a Python keyword; choose another name, such as my_{name.lower()}"
+        )
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
             f"{name!r} cannot name a stem and its module: use lower-case letters, digits and _, "
             "such as my_stem"

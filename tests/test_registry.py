@@ -4,11 +4,11 @@ import sys
 import types
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
-from hybridvit.registry import Parts, Registry, fits, load_plugins, suggest
+from hybridvit.registry import Parts, Registry, fits, load_plugins, mismatch, suggest, type_name
 
 
 class Thing:
@@ -93,10 +93,76 @@ def test_open_ended_arguments_are_refused() -> None:
         ({"a": "b"}, dict[str, float], False),
         (1, Literal[1, 2], True),
         (True, Literal[1, 2], False),
+        (1, Annotated[int, range(1, 9)], True),
+        (9, Annotated[int, range(1, 9)], False),
+        (True, Annotated[int, range(1, 9)], False),
+        (None, Annotated[int, range(1, 9)] | None, True),
+        (float("nan"), float, False),
     ],
 )
 def test_fits(value: object, annotation: object, expected: bool) -> None:
     assert fits(value, annotation) is expected
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        (int, "int"),
+        (Any, "any"),
+        (int | None, "int or null"),
+        (Annotated[int, range(1, 1025)], "int from 1 to 1,024"),
+        (Literal["knn", "linear"], "one of 'knn', 'linear'"),
+        (Literal["knn", "linear"] | None, "one of 'knn', 'linear' or null"),
+        (list[Literal["knn", "linear"]], "list of some of 'knn', 'linear'"),
+        (list[Any], "list"),
+        (list, "list"),
+        (tuple[float, ...], "list of float"),
+        (tuple[float, float], "list [float, float]"),
+        (list[list[int]], "list of list of int"),
+        (dict[str, float], "section {key: float}"),
+        (dict[str, Any], "section"),
+    ],
+)
+def test_types_are_told_in_plain_words(annotation: object, expected: str) -> None:
+    assert type_name(annotation) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        (1.5, int, "int"),
+        (float("nan"), float, "a finite number"),
+        (float("inf"), float | None, "a finite number"),
+        (float("nan"), int, "int"),
+        ([1, float("nan")], list[float], "list of float, all finite"),
+        ({"a": float("inf")}, dict[str, float], "section {key: float}, all finite"),
+        ("a", list[str], "list of str, such as [a]"),
+        ("a: b", list[str], "list of str, such as ['a: b']"),
+        (0.5, tuple[float, ...] | None, "list of float or null, such as [0.5]"),
+        (0.5, list[str], "list of str"),
+        ([{"a": 1}], list[int], "list of int"),
+    ],
+)
+def test_a_mismatch_shows_how_the_value_is_written(
+    value: object, annotation: object, expected: str
+) -> None:
+    assert mismatch("x", value, annotation) == f"x={value!r} should be {expected}"
+
+
+def test_text_that_yaml_took_apart_at_its_colon_needs_quotes() -> None:
+    for value in ({"foo": None}, {"foo": "register"}):
+        said = mismatch("plugins", [value], list[str])
+        assert said.endswith('; text with a colon needs quotes, such as plugins=["foo:register"]')
+
+
+def test_a_range_is_part_of_an_arguments_type() -> None:
+    def bounded(*, size: Annotated[int, range(1, 9)] = 3) -> None: ...
+
+    registry: Registry[None] = Registry("thing")
+    registry.add("bounded", bounded)
+    assert registry.resolve("bounded", {"size": 8}) == {"size": 8}
+    with pytest.raises(ValueError, match="thing 'bounded': size=9 should be int from 1 to 8"):
+        registry.resolve("bounded", {"size": 9})
 
 
 def test_suggest_is_silent_when_nothing_is_near() -> None:

@@ -68,7 +68,7 @@ def test_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         ("2d", "such as my_stem"),
         ("", "'' cannot name"),
         ("../evil", "'../evil' cannot name"),
-        ("class", "'class' cannot name"),
+        ("class", "'class' is a Python keyword; choose another name, such as my_class"),
         ("linear", "is a built-in stem; choose another name, such as my_linear"),
         ("json", "is a Python module already"),
         ("torch", "is a Python module already"),

@@ -276,7 +276,7 @@ class ObjectiveConformance(Suite):
         objective = self.fresh(LINEAR)
         self.note = check_meta(lambda: on_meta(objective, LINEAR.size))
         if not self.note and cost.measure(objective, LINEAR.size, 4).forward_flops is None:
-            self.note = "shapes depend on values, so that FLOPs cannot be counted"
+            self.note = f"FLOPs cannot be counted: {cost.UNCOUNTED}"
 
     def fresh(self, setting: Setting, *, seed: int = 0) -> Objective:
         """The objective as a run would build it."""

@@ -76,7 +76,7 @@ class Augment:
     def __post_init__(self) -> None:
         if self.pad < 0:
             raise ValueError(f"pad={self.pad} should be 0 or more pixels, e.g. 4")
-        _check_area("scale", self.scale, "(0.08, 1.0)")
+        _check_area("scale", self.scale, "[0.08, 1.0]")
         if self.policy_ops < 1:
             raise ValueError(
                 f"policy_ops={self.policy_ops} should be 1 or more operations, e.g. 2; "
@@ -95,10 +95,10 @@ class Augment:
                 raise ValueError(f"{name}={share} should be a share of the images in [0, 1]")
         if len(self.sigma) != 2 or not 0 < self.sigma[0] <= self.sigma[1]:
             raise ValueError(
-                f"sigma={self.sigma} should be two deviations in pixels with 0 < least <= "
-                "greatest, e.g. (0.1, 2.0)"
+                f"sigma={list(self.sigma)} should be two deviations in pixels with 0 < least <= "
+                "greatest, e.g. [0.1, 2.0]"
             )
-        _check_area("erase_scale", self.erase_scale, "(0.02, 0.33)")
+        _check_area("erase_scale", self.erase_scale, "[0.02, 0.33]")
 
     @property
     def varies(self) -> bool:
@@ -114,8 +114,8 @@ class Augment:
         """
         if self.crop == "pad" and self.pad >= min(image_size):
             raise ValueError(
-                f"pad={self.pad} should be smaller than the images of {image_size[0]} x "
-                f"{image_size[1]} pixels, e.g. {min(image_size) // 8}"
+                f"data.augment.pad={self.pad} should be smaller than the images of "
+                f"{image_size[0]} x {image_size[1]} pixels, e.g. {min(image_size) // 8}"
             )
 
 
@@ -157,8 +157,8 @@ def plain(images: Tensor, out_size: tuple[int, int]) -> Tensor:
 def _check_area(name: str, scale: tuple[float, float], usual: str) -> None:
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(
-            f"{name}={scale} should be two shares of the area with 0 < least <= greatest <= 1, "
-            f"e.g. {usual}"
+            f"{name}={list(scale)} should be two shares of the area with 0 < least <= greatest "
+            f"<= 1, e.g. {usual}"
         )
 
 

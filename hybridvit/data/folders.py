@@ -100,7 +100,7 @@ def _from_folder(
     test = None if test_root is None else _list_test(test_root, train.classes, notes)
     if ignored := train.ignored + (test.ignored if test else Counter()):
         kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(5))
-        notes.append(f"{ignored.total()} files that are no images are ignored ({kinds})")
+        notes.append(f"files that are ignored: {kinds}")
 
     channels = 3
     listings = [train] if test is None else [train, test]
@@ -144,6 +144,7 @@ def _list_classes(folder: Path) -> _Listing:
                 f"class folder {str(folder / name)!r} has no images; remove it, or fill it with "
                 f"files that end in {' '.join(SUFFIXES)}"
             )
+    listing.ignored += _outside(folder)
     if len(listing.classes) == 1:
         raise ValueError(
             f"image folder {str(folder)!r} has one class, {listing.classes[0]!r}; "
@@ -186,6 +187,17 @@ def _add(listing: _Listing, folder: Path, label: int) -> bool:
     listing.labels += [label] * len(paths)
     listing.ignored += others
     return bool(paths)
+
+
+def _outside(folder: Path) -> Counter[str]:
+    """How many images lie beside the class folders, or in hidden ones, which are no classes."""
+    found = Counter[str]()
+    for entry in os.scandir(folder):
+        if not entry.is_dir():
+            found["images outside of class folders"] += entry.name.lower().endswith(SUFFIXES)
+        elif entry.name.startswith("."):
+            found["images in hidden folders"] += len(list_images(Path(entry.path))[0])
+    return +found
 
 
 def _check_folder(folder: Path) -> None:

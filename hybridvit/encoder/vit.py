@@ -7,7 +7,7 @@ Parameter names are timm's, so that weights move between the two without a table
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,8 @@ class Encoder(nn.Module):
         self,
         *,
         grid: tuple[int, int],
-        dim: int = 192,
-        depth: int = 12,
+        dim: Annotated[int, range(1, 65_537)] = 192,
+        depth: Annotated[int, range(1_001)] = 12,
         heads: int = 3,
         mlp_ratio: float = 4.0,
         mlp: Literal["mlp", "swiglu"] = "mlp",
@@ -206,7 +206,8 @@ class Encoder(nn.Module):
         return self.on_tokens.table(), self.on_tokens.map(self.dim)
 
     def _init_weights(self) -> None:
-        # As in the paper's code: Xavier for every linear layer, 0.02 for the positions.
+        # Xavier for every linear layer, 0.02 for the positions, as in the paper's code; which has
+        # layers of their own for queries, keys and values, larger by the root of 2 than of one.
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -193,7 +193,7 @@ def bench_text(found: dict[str, Any]) -> str:
     for phase, spent in found["milliseconds"].items():
         lines.append(f"  {phase:10} {spent:9.2f} ms  {100 * spent / total:4.1f} %")
     if found["flops_per_image"] is None:
-        lines.append("FLOPs cannot be counted: the objective's shapes depend on its data")
+        lines.append(f"FLOPs cannot be counted: {cost.UNCOUNTED}")
     else:
         lines.append(
             f"{found['flops_per_image'] / 1e9:.4g} GFLOPs an image, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from hybridvit.data.loader import eval_batches
 from hybridvit.data.splits import Split, fingerprint, subset
 from hybridvit.encoder.vit import Encoder
 from hybridvit.engine.compile import blocks_run_by, recomputed
-from hybridvit.engine.optim import freeze
+from hybridvit.engine.init import start_from
+from hybridvit.engine.optim import make_optimizer
 from hybridvit.registry import Parts
 
 ASSUMED_CLASSES = 1000
@@ -35,7 +37,9 @@ def describe(config: RunConfig) -> str:
     config = build.resolve(config, parts)
     spec, data, batch = _data(config, parts)
     objective = build.make_objective(config, parts, spec)
-    freeze(objective, config.optim.freeze)
+    make_optimizer(objective, config.optim)  # sees to what is frozen, and to its own keys
+    if config.init:
+        start_from(objective, Path(config.init))
     model = describe_model(objective, spec, config)
     given_away = describe_leakage(objective, batch)
     parameters = model["parameters"]
@@ -69,11 +73,13 @@ def _encoder_words(encoder: Encoder) -> str:
 
 def _costs(model: dict[str, Any], config: RunConfig) -> dict[str, str]:
     flops, memory = model["flops"], training_memory(model, config)
+    found = {"FLOPs an image": f"cannot be counted: {cost.UNCOUNTED}"}
+    if flops["forward"] is not None:
+        forward, backward = (f"{flops[way] / 1e9:.4g} G" for way in ("forward", "backward"))
+        found = {"FLOPs an image": f"forward {forward}, backward {backward} (2 per multiply-add)"}
     if memory is None:
-        return {"FLOPs an image": "cannot be counted: the objective's shapes depend on its data"}
-    return {
-        "FLOPs an image": f"forward {flops['forward'] / 1e9:.4g} G, backward "
-        f"{flops['backward'] / 1e9:.4g} G (2 per multiply-add)",
+        return found
+    return found | {
         "memory": f"about {memory / 2**30:.2f} GiB to train in float32 with "
         f"{config.train.micro_batch} images at a time",
     }

@@ -65,6 +65,7 @@ def train(
             before = directory.read_record()
             check_same_run(directory, before, config_hash(config), plugins)
             if before and before["status"] == "complete":
+                directory.check_summary()
                 unknown = _check_images(directory, before, config, parts)
                 message = f"{directory.path} is already complete{unknown}"
                 fabric.broadcast(COMPLETE)

@@ -105,6 +105,18 @@ class RunDirectory:
         """Write summary.json, which only complete runs have."""
         self._replace("summary.json", json.dumps({"schema": SCHEMA, **summary}, indent=1))
 
+    def check_summary(self) -> None:
+        """See whether a complete run has its results.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if not (self.path / "summary.json").is_file():
+            raise ValueError(
+                f"{self.path} says that it is complete but has no summary.json; remove it to train "
+                "anew"
+            )
+
     def write_predictions(self, labels: list[int], predicted: dict[str, list[int]]) -> None:
         """Write predictions.json: classes of the test images, in order, by the results' keys."""
         content = {"schema": SCHEMA, "labels": labels, "predicted": predicted}

@@ -123,8 +123,7 @@ class Session:
         """Fit, evaluate and close the record."""
         for note in self.dataset.notes:
             self.say(f"data: {note}")
-        warning = leakage_warning(record["leakage"])
-        if warning:
+        for warning in filter(None, (leakage_warning(record["leakage"]), self._repeats())):
             self.say(f"warning: {warning}")
         try:
             if self.config.train.tensorboard:
@@ -283,6 +282,16 @@ class Session:
         """A line for the user, beside the progress bar."""
         if self.show:
             tqdm.write(text, file=sys.stderr)
+
+    def _repeats(self) -> str | None:
+        """In words, if a step takes images more than once."""
+        size = self.config.train.batch_size
+        if size <= self.length:
+            return None
+        return (
+            f"train.batch_size={size} takes each of the {self.length} training images "
+            f"{size / self.length:.3g} times a step; set it to {self.length} or less"
+        )
 
     def _pictured(self) -> Batch:
         source = self.val_split if len(self.val_split) else self.train_split

@@ -16,6 +16,7 @@ _HOW = draws.stream("masking.how")
 _SOURCE = draws.stream("masking.source")
 _UNITS = draws.stream("masking.units")
 _BLOCKS = draws.stream("masking.blocks")
+_CUT = draws.stream("masking.cut")
 
 Mask = Literal["random", "block"]
 LEAST_BLOCK = 16 / 196  # of all units: a block's smallest area (Bao et al. 2022, Algorithm 1)
@@ -28,8 +29,9 @@ class Masking:
 
     Args:
         grid: (h, w) patches.
-        kind: single units, or blocks of them (Bao et al. 2022, Algorithm 1; the last block is cut
-            so that the count is exact).
+        kind: single units, or blocks of them (after Bao et al. 2022, Algorithm 1). There a block
+            is at most as large as what is still missing; here as all that is to be hidden, so that
+            blocks are fewer and larger, and the last one is cut to the count, row by row.
         ratio: share of hidden units, rounded up.
         unit: patches per side of a unit; units are hidden as a whole.
 
@@ -78,15 +80,25 @@ class Masking:
         rows, columns = self.units
         rank = draws.permutation(key, _UNITS, rows * columns)  # of units, (B, rows * columns)
         if self.kind == "block":
-            rank = torch.argsort(self._first_block(key) + rank / rank.shape[1], dim=1)
+            rank = torch.argsort(self._order(key, rank), dim=1)
         first = rank[:, : self.hidden_units]
         none = torch.zeros(len(key), rows * columns, dtype=torch.bool, device=key.device)
         units: Tensor = none.scatter(1, first, True).unflatten(1, (rows, columns))
         return units.repeat_interleave(self.unit, dim=1).repeat_interleave(self.unit, dim=2)
 
-    def _first_block(self, key: Tensor) -> Tensor:
-        """(B, units): which of a series of random blocks covers a unit first; the series' length
-        where none does."""
+    def _order(self, key: Tensor, rank: Tensor) -> Tensor:
+        """(B, units), in whose order units are hidden: blocks one after the other, each row by row
+        from above or from below, then by rank what no block covers."""
+        block, blocks = self._first_block(key)
+        count = rank.shape[1]
+        place = torch.arange(count, device=key.device)
+        from_below = draws.integers(key, _CUT, 1, 2) == 1
+        place = torch.where(from_below, count - 1 - place, place)
+        return block + torch.where(block < blocks, place, rank) / count
+
+    def _first_block(self, key: Tensor) -> tuple[Tensor, int]:
+        """(B, units): which of a series of random blocks covers a unit first, the series' length
+        where none does; and that length."""
         rows, columns = self.units
         least = max(1.0, LEAST_BLOCK * rows * columns)
         blocks = 2 * math.ceil(self.hidden_units / least) + 2
@@ -103,7 +115,7 @@ class Masking:
             inside.append((place >= start) & (place < start + extent))
         covers = (inside[0][:, :, :, None] & inside[1][:, :, None, :]).flatten(2)
         number = torch.arange(blocks, device=key.device)[:, None]
-        return torch.where(covers, number, blocks).amin(dim=1)
+        return torch.where(covers, number, blocks).amin(dim=1), blocks
 
 
 def kept(hidden: Tensor, count: int) -> Tensor:

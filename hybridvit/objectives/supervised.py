@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _SHARE = draws.stream("supervised.share")
 _KIND = draws.stream("supervised.kind")
 _BOX = draws.stream("supervised.box")
+QUANTILES = 4097  # points of a table of Beta(alpha, alpha)
 
 
 class Supervised(Objective):
@@ -128,17 +129,17 @@ def swap_pairs(x: Tensor) -> Tensor:
     return pairs.flip(1).flatten(0, 1)
 
 
-def beta_quantiles(alpha: float, points: int = 4097) -> Tensor:
+def beta_quantiles(alpha: float) -> Tensor:
     """Quantiles of Beta(alpha, alpha) on an even grid of [0, 1]; all 1 for alpha 0.
 
     A table turns a uniform draw into a Beta draw on any device; torch's own sampler cannot be
     given the uniform.
     """
     if alpha == 0:
-        return torch.ones(points)
+        return torch.ones(QUANTILES)
     from scipy.stats import beta
 
-    grid = torch.linspace(0, 1, points, dtype=torch.float64)
+    grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
     return torch.from_numpy(beta.ppf(grid.numpy(), alpha, alpha)).float()
 
 

@@ -22,6 +22,14 @@ MAX_LABEL_KEYS = 4
 PIXEL_METRICS = ("logistic_regression", "knn")
 PROBES = ("linear", "knn")
 NOT_COMPARED = ("seed",)
+# Keys that go along with the scale of an arm and move no result.
+ALONG = (
+    "eval.epochs",
+    "train.accumulate",
+    "train.grad_checkpointing",
+    "train.log_every",
+    "train.picture_epochs",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +158,34 @@ def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
     }
 
 
+def is_below(key: str, keys: Iterable[str]) -> bool:
+    """Whether a dotted key is one of the keys or below one."""
+    return any(key == k or key.startswith(k + ".") for k in keys)
+
+
+def config_key(run: Run, leave_out: tuple[str, ...]) -> str:
+    """All of a config but `NOT_COMPARED` and the keys below those left out."""
+    left = (*NOT_COMPARED, *leave_out)
+    flat = {key: value for key, value in settings(run).items() if not is_below(key, left)}
+    return _canonical([run.section("code").get("results_version"), sorted(flat.items())])
+
+
+def told_apart(
+    labels: Sequence[str], runs: Sequence[Run], leave_out: tuple[str, ...] = ()
+) -> list[str]:
+    """The labels of runs, those that come twice with values in which these runs' configs differ,
+    but for keys below those left out."""
+    found = list(labels)
+    for label in {x for x in labels if labels.count(x) > 1}:
+        places = [i for i, x in enumerate(labels) if x == label]
+        apart = varying([runs[i] for i in places])
+        differing = [item for item in apart.items() if not is_below(item[0], leave_out)]
+        for position, i in enumerate(places):
+            detail = [f"{key}={_plain(x[position])}" for key, x in differing[:MAX_LABEL_KEYS]]
+            found[i] = ", ".join([label, *detail])
+    return found
+
+
 def _paired(
     kind: Kind,
     arm: Arm,
@@ -212,7 +248,7 @@ def _pairs_by(arms: Iterable[Arm], leave_out: tuple[str, ...]) -> list[tuple[Arm
     for arm in arms:
         is_local = arm.first.is_patch_local
         if is_local is not None and not arm.is_pixels:
-            groups[_config_key(arm.first, leave_out)][is_local].append(arm)
+            groups[config_key(arm.first, leave_out)][is_local].append(arm)
     return list(itertools.chain(*(itertools.product(*g) for g in groups.values())))
 
 
@@ -223,30 +259,13 @@ def _differing_axes(a: Run, b: Run) -> int:
 def _arm_key(run: Run) -> str:
     if run.kind == "pixels":  # whatever model the config names, pixels do not pass it
         leave_out: tuple[str, ...] = ("stem", "encoder", "objective", "optim", "train", "plugins")
-        return "pixels" + _config_key(run, leave_out)
-    return "train" + _config_key(run, ())
-
-
-def _config_key(run: Run, leave_out: tuple[str, ...]) -> str:
-    """All of a config but `NOT_COMPARED` and the keys below those left out."""
-    left = (*NOT_COMPARED, *leave_out)
-    flat = {
-        key: value
-        for key, value in settings(run).items()
-        if not any(key == k or key.startswith(k + ".") for k in left)
-    }
-    return _canonical([run.section("code").get("results_version"), sorted(flat.items())])
+        return "pixels" + config_key(run, leave_out)
+    return "train" + config_key(run, ())
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     """One distinct label for each arm, given by a run of it."""
-    labels = [_short_label(run) for run in runs]
-    for label in {x for x in labels if labels.count(x) > 1}:
-        places = [i for i, x in enumerate(labels) if x == label]
-        differing = list(varying([runs[i] for i in places]).items())[:MAX_LABEL_KEYS]
-        for position, i in enumerate(places):
-            detail = [f"{key}={_plain(values[position])}" for key, values in differing]
-            labels[i] = ", ".join([label, *detail])
+    labels = told_apart([_short_label(run) for run in runs], runs)
     # Arms of other results versions, or that differ in the fifth key.
     return [f"{x} [{runs[i].hash}]" if labels.count(x) > 1 else x for i, x in enumerate(labels)]
 

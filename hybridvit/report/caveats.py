@@ -12,15 +12,20 @@ from typing import Any
 
 from hybridvit.registry import CODE
 from hybridvit.report import tuning
-from hybridvit.report.arms import Arm, Comparison, data_of
+from hybridvit.report.arms import ALONG, Arm, Comparison, data_of, is_below, varying
 from hybridvit.report.leakage import leaked
 from hybridvit.report.runs import Run
 from hybridvit.report.study import Plan
 from hybridvit.report.tables import Row, rows
 from hybridvit.studies.statistics import MIN_SEEDS, detectable
+from hybridvit.studies.status import number
 
 NAMED = 6  # of many
 NO_PLAN = Plan()
+# Config keys that set how fine the grid of tokens is, and how long an arm trains on what.
+GRID = ("stem.args", "data.args.image_size")
+SPENT = ("data.train_images", "train.epochs", "optim.warmup_epochs")
+MUCH = 1.5  # between two shares of training that are warm-up
 LATER = ("fingerprint of the test images", "decoder")  # which not all records tell of
 
 
@@ -36,6 +41,8 @@ def caveats(
         *_absent(arms, plan.cells),
         *_unpaired_seeds(comparisons),
         *_uneven(comparisons),
+        *_uneven_warmups(comparisons),
+        *_trained_before(comparisons),
         *_unequal_costs(comparisons),
         *tuning.warnings(plan.tuning),
         *_environments(arms, comparisons),
@@ -143,22 +150,28 @@ def _unequal_costs(comparisons: Sequence[Comparison]) -> Iterable[str]:
 
 
 def _uneven(comparisons: Sequence[Comparison]) -> Iterable[str]:
-    for c in comparisons:
-        if c.kind != "stem":
-            continue
+    for c in _of_arms(comparisons):
         a, b = c.arm.first, c.other.first
-        pairs: tuple[tuple[str, Any, Any], ...] = (
-            ("tokens", a.tokens, b.tokens),
-            ("pixels per token side (stride)", a.patch_px, b.patch_px),
-            ("epochs", _epochs(a), _epochs(b)),
-            ("training images", a.images, b.images),
+        pairs: tuple[tuple[str, Any, Any, tuple[str, ...]], ...] = (
+            ("tokens", a.tokens, b.tokens, (*GRID, *SPENT)),
+            ("pixels per token side (stride)", a.patch_px, b.patch_px, (*GRID, *SPENT)),
+            ("epochs", _epochs(a), _epochs(b), SPENT),
+            ("training images", a.images, b.images, SPENT),
         )
-        uneven = [f"{x} and {y} {what}" for what, x, y in pairs if x != y and None not in (x, y)]
-        if uneven:
+        uneven = [
+            (what, x, y)
+            for what, x, y, keys in pairs
+            if x != y and None not in (x, y) and not _is_about(c, keys)
+        ]
+        if uneven and c.kind == "stem":
             yield (
-                f"{c.arm.label} and {c.other.label} have {'; '.join(uneven)}: "
+                f"{c.arm.label} and {c.other.label} have "
+                f"{'; '.join(f'{x} and {y} {what}' for what, x, y in uneven)}: "
                 "their difference is not the stem's alone."
             )
+        elif uneven:
+            shown = ", ".join(f"{what} ({x} and {y})" for what, x, y in uneven)
+            yield f"{c.arm.label} and {c.other.label} are uneven in {shown}."
         if a.normalisation != b.normalisation and None not in (*a.normalisation, *b.normalisation):
             yield (
                 f"{c.arm.label} and {c.other.label} normalise images with other means and "
@@ -166,9 +179,47 @@ def _uneven(comparisons: Sequence[Comparison]) -> Iterable[str]:
             )
 
 
+def _uneven_warmups(comparisons: Sequence[Comparison]) -> Iterable[str]:
+    for c in _of_arms(comparisons):
+        a, b = _warmup(c.arm.first), _warmup(c.other.first)
+        if a is None or b is None or max(a, b) <= MUCH * min(a, b):
+            continue
+        if not _is_about(c, ("optim.warmup_epochs",)):
+            yield (
+                f"{c.arm.label} and {c.other.label} spend {100 * a:.3g} % and {100 * b:.3g} % of "
+                "their training in warm-up."
+            )
+
+
+def _trained_before(comparisons: Sequence[Comparison]) -> Iterable[str]:
+    """Sides that start from weights which another training has made, against some that do not."""
+    for c in _of_arms(comparisons):
+        for arm, other in ((c.arm, c.other), (c.other, c.arm)):
+            if _start(arm.first) is not None and _start(other.first) is None:
+                yield (
+                    f"{arm.label} starts from trained weights, {other.label} from fresh ones: what "
+                    "those cost is on no axis."
+                )
+
+
+def _of_arms(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    return [c for c in comparisons if c.kind != "training"]
+
+
+def _is_about(c: Comparison, keys: Iterable[str]) -> bool:
+    """Whether a study compares these keys, and what goes along with them, alone."""
+    differing = varying([c.arm.first, c.other.first])
+    return c.kind == "baseline" and all(is_below(key, (*keys, *ALONG)) for key in differing)
+
+
 def _epochs(run: Run) -> Any:
-    train = run.config.get("train")
-    return train.get("epochs") if isinstance(train, dict) else None
+    return run.settings("train").get("epochs")
+
+
+def _warmup(run: Run) -> float | None:
+    """The share of its training that a run warms up; none where its config does not tell."""
+    whole, warmup = number(_epochs(run)), number(run.settings("optim").get("warmup_epochs", 0))
+    return None if not whole or warmup is None else min(1.0, warmup / whole)
 
 
 def _environments(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> Iterable[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 
-from hybridvit.report.arms import Arm, Comparison, data_of
+from hybridvit.report.arms import ALONG, Arm, Comparison, config_key, told_apart
 from hybridvit.report.runs import Run, part_name
 from hybridvit.studies.statistics import mean_interval
 
@@ -29,6 +28,19 @@ MATCHED: dict[str, tuple[str, Cost]] = {
     "images": ("images seen", lambda r: r.images),
     "params": ("parameters of stem and encoder", lambda r: r.compared_parameters),
 }
+# Config keys in which the points of one curve may differ: the size of the encoder, and how long it
+# trains on how many images.
+SCALE = (
+    "encoder.name",
+    "encoder.args.depth",
+    "encoder.args.dim",
+    "encoder.args.heads",
+    "encoder.args.mlp_ratio",
+    "data.train_images",
+    "train.epochs",
+    "optim.warmup_epochs",
+    *ALONG,
+)
 SAME_COST = 0.01  # relative; arms closer than that are no points of one curve
 
 
@@ -38,6 +50,7 @@ class Crossover:
 
     `at` holds the cost of each seed whose curves cross exactly once within the costs that both
     stems have; `interval` is there if all seeds do, in one direction, and there are at least three.
+    That all do is a condition: where some might not, it holds the true one less often than 95 %.
     """
 
     hybrid: str
@@ -83,21 +96,28 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return found
 
 
-def crossovers(comparisons: Iterable[Comparison], cost: Cost) -> list[Crossover]:
+def crossovers(
+    comparisons: Iterable[Comparison], cost: Cost, tuned: tuple[str, ...] = ()
+) -> list[Crossover]:
     """Of each hybrid and pure stem that are compared at two or more costs.
 
-    Curves are straight between their points over the logarithm of the cost.
+    Curves are straight between their points over the logarithm of the cost; the points differ in
+    scale alone, and in the config keys that each arm chose for itself.
     """
-    groups: dict[str, list[Comparison]] = {}
+    free = (*SCALE, *tuned)
+    groups: dict[tuple[str, ...], list[Comparison]] = {}
     for c in comparisons:
         if c.kind == "stem" and c.seeds:
-            groups.setdefault(_family(c), []).append(c)
+            groups.setdefault(_family(c, free), []).append(c)
     # The seeds that are left where one diverged are those that went well.
-    found = (
-        _crossover(group, cost)
+    curves = [
+        group
         for group in groups.values()
         if len(group) > 1 and all(c.alone and c.alone.verdict != "diverged" for c in group)
-    )
+    ]
+    hybrids = _names([group[0].arm for group in curves], free)
+    pures = _names([group[0].other for group in curves], free)
+    found = map(_crossover, curves, hybrids, pures, repeat(cost))
     return [crossover for crossover in found if crossover is not None]
 
 
@@ -122,13 +142,19 @@ def matched(arms: Sequence[Arm], match: str | None) -> str | None:
     return f"Arms are matched by {words} and came out within {', '.join(apart)} of each other"
 
 
-def _family(c: Comparison) -> str:
-    stems = [arm.first.config.get("stem") for arm in (c.arm, c.other)]
-    run = c.arm.first
-    return json.dumps([stems, run.objective, c.metric, data_of(run)], sort_keys=True)
+def _family(c: Comparison, free: tuple[str, ...]) -> tuple[str, ...]:
+    return (c.metric, *(config_key(arm.first, free) for arm in (c.arm, c.other)))
 
 
-def _crossover(group: Sequence[Comparison], cost: Cost) -> Crossover | None:
+def _names(arms: Sequence[Arm], free: tuple[str, ...]) -> list[str]:
+    runs = [arm.first for arm in arms]
+    short = [f"{part_name(run.config, 'stem')} / {run.objective}" for run in runs]
+    return told_apart(short, runs, free)
+
+
+def _crossover(
+    group: Sequence[Comparison], hybrid_name: str, pure_name: str, cost: Cost
+) -> Crossover | None:
     seeds = sorted(set.intersection(*(set(c.seeds) for c in group)))
     metric = group[0].metric
     at, directions = [], set()
@@ -152,10 +178,6 @@ def _crossover(group: Sequence[Comparison], cost: Cost) -> Crossover | None:
         return None
     is_one = len(directions) == 1 and "several" not in directions
     interval = mean_interval(at) if is_one and len(at) == len(seeds) else None
-    hybrid_name, pure_name = (
-        f"{part_name(arm.first.config, 'stem')} / {arm.first.objective}"
-        for arm in (group[0].arm, group[0].other)
-    )
     return Crossover(
         hybrid_name,
         pure_name,

@@ -111,7 +111,7 @@ class Report:
 
     @cached_property
     def plots(self) -> list[dict[str, Any]]:
-        return plots(self.arms, self.rows, self._comparisons)
+        return plots(self.arms, self.rows, self._comparisons, tuning.keys(self.plan.tuning))
 
     @cached_property
     def matched(self) -> str | None:

@@ -22,11 +22,14 @@ Lines = Sequence[tuple[int, Row]]  # of the plot of results, from below
 
 
 def plots(
-    arms: Sequence[Arm], rows: Sequence[Row], comparisons: Sequence[Comparison]
+    arms: Sequence[Arm],
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    tuned: tuple[str, ...] = (),
 ) -> list[Plot]:
     """All plots for which there are numbers: `id`, `title`, `note`, `lines` that say in words what
-    no table does, `height`, plotly data."""
-    costs = _costs(arms, rows, comparisons)
+    no table does, `height`, plotly data. `tuned` are config keys that each arm chose for itself."""
+    costs = _costs(arms, rows, comparisons, tuned)
     made = [_results(arms, rows), *costs, *curves(arms), *_mixing(arms)]
     return [plot for plot in made if plot["data"]]
 
@@ -132,7 +135,10 @@ def _means(lines: Lines, places: Sequence[int]) -> Iterable[Plot]:
 
 
 def _costs(
-    arms: Sequence[Arm], rows: Sequence[Row], comparisons: Sequence[Comparison]
+    arms: Sequence[Arm],
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    tuned: tuple[str, ...],
 ) -> Iterable[Plot]:
     """Result against each cost, a plot for each metric; the cost is chosen on the page."""
     for metric in dict.fromkeys(row.metric for row in rows if row.metric):
@@ -141,7 +147,7 @@ def _costs(
         about = [c for c in comparisons if c.metric == metric]
         axes, lines = [], []
         for title, cost in COSTS:
-            found = crossovers(about, cost)
+            found = crossovers(about, cost, tuned)
             axis = _cost_axis(title, cost, metric, runs, found)
             if axis is not None:
                 axes.append(axis)

@@ -376,24 +376,32 @@ def read_yaml(root: Path, name: str) -> dict[str, Any]:
 
 
 def _read_metrics(root: Path) -> tuple[tuple[dict[str, float], ...], tuple[str, ...]]:
-    """Metrics by step, and notes. Later lines win: a resumed run logs some steps again."""
+    """Metrics by step, and notes. Later lines win: a resumed run logs some steps again.
+
+    One line that cannot be read is what a run leaves that was cut off; of more, a note tells.
+    """
     content = _read_bytes(root, root / "metrics.jsonl", MAX_METRICS)
     if content is None:
         return (), ()
     notes = []
+    name = clean(str(root / "metrics.jsonl"))
     if len(content) > MAX_METRICS:
-        name = clean(str(root / "metrics.jsonl"))
         notes.append(f"only the first {MAX_METRICS >> 20} MiB of {name} are read")
     by_step: dict[float, dict[str, float]] = {}
-    for line in content.splitlines():
+    lines = [line for line in content.splitlines() if line.strip()]
+    unread = 0
+    for line in lines:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
-            continue  # cut off when the run was: at the end, or before a resumed run's lines
+            entry = None
         if not isinstance(entry, dict) or (step := number(entry.get("step"))) is None:
+            unread += 1
             continue
         numbers = {clean(k): n for k, v in entry.items() if (n := number(v)) is not None}
         by_step.setdefault(step, {}).update(numbers)
+    if unread > 1 or (lines and unread == len(lines)):
+        notes.append(f"{unread} of {len(lines)} lines of {name} cannot be read")
     return tuple(by_step[step] for step in sorted(by_step)), tuple(notes)
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridvit.contracts import Stem, Tokens
+from hybridvit.contracts import Depth, Stem, Tokens
 from hybridvit.patches import grid_of
 from hybridvit.stems.masked import as_tokens, check_kernel, hide
 
@@ -33,7 +33,7 @@ class CCTStem(Stem):
         self,
         *,
         dim: int,
-        layers: int = 2,
+        layers: Depth = 2,
         kernel: int = 7,
         stride: int = 2,
         pool_kernel: int = 3,

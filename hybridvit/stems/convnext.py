@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hybridvit.contracts import Stem, Tokens
+from hybridvit.contracts import Depth, Stem, Tokens
 from hybridvit.encoder.mlp import Mlp
 from hybridvit.patches import grid_of
 from hybridvit.stems.masked import as_tokens, hide, projection
@@ -36,7 +36,7 @@ class ConvNeXtStem(Stem):
         self,
         *,
         dim: int,
-        depths: tuple[int, ...] = (3, 3, 9),
+        depths: tuple[Depth, ...] = (3, 3, 9),
         channels: tuple[int, ...] = (96, 192, 384),
         strides: tuple[int, ...] | None = None,
         masked: bool = False,

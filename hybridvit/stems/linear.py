@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hybridvit.contracts import Stem, Tokens
+from hybridvit.contracts import PatchSide, Stem, Tokens
 from hybridvit.patches import grid_of, patchify
 
 
@@ -17,7 +17,7 @@ class LinearStem(Stem):
 
     is_patch_local = True
 
-    def __init__(self, *, dim: int, patch: int = 16, bias: bool = True) -> None:
+    def __init__(self, *, dim: int, patch: PatchSide = 16, bias: bool = True) -> None:
         super().__init__()
         if patch < 1:
             raise ValueError(f"stem 'linear': patch={patch} must be at least 1 pixel")

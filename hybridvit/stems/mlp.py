@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from hybridvit.contracts import Stem, Tokens
+from hybridvit.contracts import Depth, PatchSide, Stem, Tokens
 from hybridvit.patches import grid_of, patchify
 
 
@@ -32,7 +32,9 @@ class MlpStem(Stem):
 
     is_patch_local = True
 
-    def __init__(self, *, dim: int, patch: int = 16, hidden: int = 1536, depth: int = 1) -> None:
+    def __init__(
+        self, *, dim: int, patch: PatchSide = 16, hidden: int = 1536, depth: Depth = 1
+    ) -> None:
         super().__init__()
         if min(patch, hidden, depth) < 1:
             raise ValueError(

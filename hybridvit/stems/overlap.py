@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
-from hybridvit.contracts import Stem, Tokens
+from hybridvit.contracts import PatchSide, Stem, Tokens
 from hybridvit.patches import grid_of
 from hybridvit.stems.masked import as_tokens, check_kernel, hide
 
@@ -24,7 +26,12 @@ class OverlapStem(Stem):
     """
 
     def __init__(
-        self, *, dim: int, patch: int = 16, kernel: int | None = None, masked: bool = False
+        self,
+        *,
+        dim: int,
+        patch: PatchSide = 16,
+        kernel: Annotated[int, range(1, 2_048)] | None = None,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         kernel = 2 * patch - 1 if kernel is None else kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridvit.contracts import Stem, Tokens
+from hybridvit.contracts import PatchSide, Stem, Tokens
 from hybridvit.patches import grid_of, patchify
 
 
@@ -23,7 +23,7 @@ class RawStem(Stem):
     is_patch_local = True
     weight: Tensor  # (D, n)
 
-    def __init__(self, *, dim: int, patch: int = 16) -> None:
+    def __init__(self, *, dim: int, patch: PatchSide = 16) -> None:
         super().__init__()
         if patch < 1:
             raise ValueError(f"stem 'raw': patch={patch} must be at least 1 pixel")

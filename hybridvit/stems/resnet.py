@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridvit.contracts import Stem, Tokens
+from hybridvit.contracts import Depth, PatchSide, Stem, Tokens
 from hybridvit.patches import grid_of
 from hybridvit.stems.masked import Norm, as_tokens, hide, make_norm, normalise, projection
 
@@ -45,13 +45,13 @@ class ResNetStem(Stem):
         self,
         *,
         dim: int,
-        blocks: tuple[int, ...] = (3, 4, 9),
+        blocks: tuple[Depth, ...] = (3, 4, 9),
         strides: tuple[int, ...] | None = None,
         width: float = 1.0,
         root_kernel: int = 7,
         root_stride: int = 2,
         root_pool: bool = True,
-        patch: int = 1,
+        patch: PatchSide = 1,
         norm: Norm = "group",
         masked: bool = False,
     ) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridvit.backbones import create_timm
-from hybridvit.contracts import Stem, Tokens
+from hybridvit.contracts import PatchSide, Stem, Tokens
 from hybridvit.data.files import one_line
 from hybridvit.patches import grid_of
 from hybridvit.stems.masked import as_tokens, projection
@@ -17,7 +17,7 @@ def timm_stem(
     dim: int,
     backbone: str = "resnet26d",
     level: int = 4,
-    patch: int = 1,
+    patch: PatchSide = 1,
     pretrained: bool = False,
 ) -> FeatureMapStem:
     """Feature map of any timm backbone, by name and level.

@@ -17,7 +17,8 @@ FOLDERS = {"checkpoints", "figures", "tensorboard"}
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
-    """Run directories at the paths and up to four folders below; links are not followed.
+    """Run directories at the paths and up to four folders below, those with a damaged record, too;
+    links are not followed.
 
     Raises:
         ValueError: a path that does not exist or holds no run.
@@ -42,7 +43,7 @@ def listing(paths: Sequence[Path]) -> str:
     seen: set[tuple[int, int]] = set()
     total = 0
     for path in find(paths):
-        record = read_json(path / "run.json") or {}
+        record = read_json(path / "run.json") or {"kind": "", "status": "damaged"}
         status = str(record.get("status"))
         if status == "running" and not is_held(path):
             status = "stopped"
@@ -101,7 +102,9 @@ def _below(path: Path, depth: int) -> list[Path]:
 
 def _is_run(path: Path) -> bool:
     record = read_json(path / "run.json")
-    return record is not None and {"schema", "kind", "hash", "status"} <= record.keys()
+    if record is None:  # damaged, where there is something else that every run has
+        return (path / "run.json").is_file() and (path / ".lock").is_file()
+    return {"schema", "kind", "hash", "status"} <= record.keys()
 
 
 def _is_own(path: Path) -> bool:

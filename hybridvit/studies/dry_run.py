@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hybridvit.analysis.cost import UNCOUNTED
 from hybridvit.studies.choices import Choice, tried_in_words, values_in_words, warning
 from hybridvit.studies.executors.local import Local
 from hybridvit.studies.facts import kept_facts, known
@@ -76,7 +77,7 @@ def _warnings(study: Study, arms: Sequence[Arm]) -> list[str]:
             shown = "; ".join(f"{value} in {_some(labels)}" for value, labels in groups.items())
             found.append(f"arms differ in {what}, and so in more than one part: {shown}")
     if uncounted := [a.label for a in arms if a.facts.flops is None]:
-        found.append(f"FLOPs cannot be counted, shapes depend on the data: {_some(uncounted)}")
+        found.append(f"FLOPs cannot be counted, {UNCOUNTED}: {_some(uncounted)}")
     if absent := sorted({a.facts.data for a in arms if a.facts.images is None}):
         found.append(f"{', '.join(absent)} is not here, so steps are not known")
     total = [a.flops for a in arms if a.flops]

@@ -126,9 +126,7 @@ def read_study(path: Path, overrides: list[str], seeds: int | None = None) -> St
     _check(content, path)
     given = configs.dotlist(overrides)
     _check_untuned(given, content, "an override", path)
-    for key, instead in (("seed", "use --seeds, or `seeds`"), ("train.threads", "use `threads`")):
-        if OmegaConf.select(given, key) is not None:
-            raise ValueError(f"{key} is the study's own; {instead} in {path}")
+    _check_own(given, path)
     base_path = path.parent / content["config"]
     base = configs.compose(base_path if base_path.is_file() else configs.find(content["config"]))
     threads = content.get("threads", 1)
@@ -295,9 +293,7 @@ def _check(content: dict[str, Any], path: Path) -> None:
                 f"{path}: unknown key {key!r}{suggest(key, KEYS)}; valid: {', '.join(KEYS)}"
             )
         if not fits(value, KEYS[key]):
-            raise ValueError(
-                f"{path}: {key}={value!r} should be {type_name(KEYS[key]).replace('typing.', '')}"
-            )
+            raise ValueError(f"{path}: {key}={value!r} should be {type_name(KEYS[key])}")
     for key in ("title", "question", "config", "axes"):
         if key not in content:
             raise ValueError(f"{path}: needs {key!r}")
@@ -305,6 +301,7 @@ def _check(content: dict[str, Any], path: Path) -> None:
     _check_axes(content["axes"], path)
     _check_stages(content, path)
     _check_tune(content, path)
+    _check_layers(content, path)
     for key in ("include", "exclude"):
         for condition in content.get(key, []):
             _check_condition(condition, content["axes"], f"{path}: {key}")
@@ -368,10 +365,24 @@ def _check_tune(content: dict[str, Any], path: Path) -> None:
             if candidates.count(value) > 1:
                 raise ValueError(f"{path}: tune: {key} lists {value} twice")
             configs.validate({"optim": {key.partition(".")[2]: value}})
+
+
+def _check_layers(content: dict[str, Any], path: Path) -> None:
+    """See that no axis and no stage sets what the study itself does."""
+    stages = content.get("stages", {})
+    for own in stages.values():
+        _check_own(own, path)
     for axis, values in content["axes"].items():
         for value, layer in values.items():
-            for part in (layer, *(layer.get(stage, {}) for stage in content.get("stages", {}))):
+            for part in (layer, *(layer.get(stage, {}) for stage in stages)):
+                _check_own(part, path)
                 _check_untuned(part, content, f"{axis}={value}", path)
+
+
+def _check_own(layer: Any, path: Path) -> None:
+    for key, instead in (("seed", "use --seeds, or `seeds`"), ("train.threads", "use `threads`")):
+        if OmegaConf.select(OmegaConf.create(layer), key) is not None:
+            raise ValueError(f"{key} is the study's own; {instead} in {path}")
 
 
 def _check_untuned(layer: Any, content: dict[str, Any], where: str, path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hybridvit.analysis.cost import UNCOUNTED
 from hybridvit.config import RunConfig
 from hybridvit.engine.fit import total_steps
 from hybridvit.studies.facts import Facts
@@ -115,8 +116,8 @@ def check_known(arms: Sequence[Arm], what: str) -> None:
         # The first arm, which sets the others' budgets, has steps all the same.
         if arm.steps is None or (what == "flops" and arm.facts.flops is None):
             raise ValueError(
-                f"match: {what}: the FLOPs of {arm.label} cannot be counted, its shapes depend on "
-                "its data; exclude it or match images or seconds"
+                f"match: {what}: the FLOPs of {arm.label} cannot be counted, {UNCOUNTED}; "
+                "exclude it or match images or seconds"
             )
 
 

@@ -165,17 +165,20 @@ class TimmTokens(nn.Module):
     def _try(self, height: int, width: int) -> Tensor:
         try:
             return self._tokens(torch.zeros(1, 3, height, width))
-        except (AssertionError, RuntimeError) as error:
+        except (AssertionError, AttributeError, IndexError, RuntimeError) as error:
             raise ValueError(
                 f"the network refuses images of {height} x {width} px ({one_line(error)}); choose "
                 "one that takes any size"
             ) from error
 
     def _tokens(self, images: Tensor) -> Tensor:
-        x: Tensor = self.network.forward_features(images)
-        if x.ndim == 4:
-            return x.flatten(2).mT
-        if x.ndim != 3:
-            raise ValueError(f"the network's features {tuple(x.shape)} are no map of tokens")
+        x = self.network.forward_features(images)
+        if not isinstance(x, Tensor) or x.ndim not in (3, 4):
+            what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"the network's features ({what}) are no map of tokens")
+        if x.ndim == 4:  # (B, C, h, w), or as Swin (B, h, w, C)
+            last = x.shape[3] == self.network.num_features != x.shape[1]
+            return x.flatten(1, 2) if last else x.flatten(2).mT
         prefix: int = getattr(self.network, "num_prefix_tokens", 0)
-        return x[:, prefix:]
+        kept: Tensor = x[:, prefix:]
+        return kept

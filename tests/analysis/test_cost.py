@@ -4,6 +4,7 @@ import hand_counts as by_hand
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from conftest import OWN_PARTS, make_objective
 from hand_counts import DEPTH, HIDDEN, D, Flops, N
 from torch import Tensor
@@ -166,6 +167,41 @@ def test_an_objective_whose_shapes_depend_on_data_has_no_count() -> None:
     objective = make_objective()
     objective.__class__ = Chooses
     assert cost.measure(objective, (16, 16)) == cost.Cost(None, None, None)
+
+
+def of_head(head: torch.nn.Module) -> cost.Cost:
+    objective = make_objective()
+    objective.model.head = head
+    return cost.measure(objective, (by_hand.SIDE, by_hand.SIDE), IMAGES)
+
+
+def test_products_that_torchs_counter_leaves_out() -> None:
+    class Bilinear(torch.nn.Bilinear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x, x)
+
+    class Matvec(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            return logits + (self.weight.T @ self.bias).sum() + self.bias @ self.bias
+
+    linear, bilinear = of_head(torch.nn.Linear(D, 10)), of_head(Bilinear(D, D, 10))
+    assert bilinear.forward_flops - linear.forward_flops == 2 * 10 * D * D - 2 * 10 * D
+    of_vectors = of_head(Matvec(D, 10)).forward_flops - linear.forward_flops
+    assert of_vectors == (2 * 10 * D + 2 * 10) // IMAGES  # once a batch
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_another_library_computes_is_not_taken_for_nothing() -> None:
+    class Deformed(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            image, offset = x[:, :3, None, None], x.new_zeros(len(x), 2, 1, 1)
+            weight = self.weight[:, :3, None, None]
+            return torchvision.ops.deform_conv2d(image, offset, weight, self.bias).flatten(1)
+
+    found = of_head(Deformed(D, 10))
+    assert (found.forward_flops, found.backward_flops) == (None, None)
+    assert found.activation_bytes is not None
 
 
 def test_an_objectives_own_error_is_not_taken_for_that() -> None:

@@ -138,9 +138,10 @@ def test_inputs_end_in_the_same_kind_of_tensor(
 
 def test_a_peers_process_imports_nothing_of_ours() -> None:
     """Else it would run with our settings of process and allocator."""
-    code = (
-        "import peers, loaders, sys; print([m for m in sys.modules if m.startswith('hybridvit')])"
-    )
+    code = """
+import worker, peers, loaders, sys
+print([m for m in sys.modules if m.startswith('hybridvit')])
+"""
     folder = peers.__file__.rpartition("/")[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

@@ -205,10 +205,13 @@ def test_an_image_does_not_depend_on_its_neighbours(
         assert torch.equal(alone, together[part])
 
 
+@pytest.mark.parametrize("strength", [0.6, 2.0])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_colors_equal_a_loop_of_torchvisions(channels: int) -> None:
+def test_colors_equal_a_loop_of_torchvisions(channels: int, strength: float) -> None:
     images, key = batch(90, channels, 40, 60)
-    how = Augment(jitter=0.6, grayscale=0.3, blur=0.4, sigma=(0.5, 2.0))
+    ranges = v2.ColorJitter(brightness=0.8 * strength, hue=min(0.5, 0.2 * strength))
+    (low, high), (_, turn) = ranges.brightness, ranges.hue
+    how = Augment(jitter=strength, grayscale=0.3, blur=0.4, sigma=(0.5, 2.0))
     result = augment(images, key, how, (40, 60))
     kinds = set()
     for i in range(90):
@@ -217,11 +220,10 @@ def test_colors_equal_a_loop_of_torchvisions(channels: int) -> None:
         loses = draws.uniform(one, GRAYSCALE, 1).item() < 0.3
         blurs, place = draws.uniform(one, BLUR, 2)[0].tolist()
         if u[4] < 0.8:
-            low, width = 1 - 0.8 * 0.6, 2 * 0.8 * 0.6
-            image = tv.adjust_brightness(image, low + width * u[0])
-            image = tv.adjust_contrast(image, low + width * u[1])
-            image = tv.adjust_saturation(image, low + width * u[2])
-            image = tv.adjust_hue(image, 0.12 * (2 * u[3] - 1))
+            image = tv.adjust_brightness(image, low + (high - low) * u[0])
+            image = tv.adjust_contrast(image, low + (high - low) * u[1])
+            image = tv.adjust_saturation(image, low + (high - low) * u[2])
+            image = tv.adjust_hue(image, turn * (2 * u[3] - 1))
         if loses:
             image = tv.rgb_to_grayscale(image, num_output_channels=channels)
         if blurs < 0.4:
@@ -229,6 +231,14 @@ def test_colors_equal_a_loop_of_torchvisions(channels: int) -> None:
         kinds.add((u[4] < 0.8, loses, blurs < 0.4))
         torch.testing.assert_close(result[i], image.expand(3, -1, -1), rtol=0, atol=5e-6)
     assert len(kinds) == 8
+
+
+@pytest.mark.parametrize("policy", ["rand", "trivial"])
+def test_a_policy_acts_on_whole_grey_values_of_what_was_resized(policy: policies.Policy) -> None:
+    images, key = batch(60, 3, 30, 40)
+    whole = (plain(images, (16, 20)) * 255).round().byte()
+    found = augment(images, key, Augment(policy=policy), (16, 20))
+    assert torch.equal(found, augment(whole, key, Augment(policy=policy), (16, 20)))
 
 
 def test_shares_of_what_is_varied() -> None:
@@ -354,7 +364,7 @@ def test_values_that_are_not_possible() -> None:
         Augment(policy_magnitude=31)
     with pytest.raises(ValueError, match=r"erase=2.0 should be a share"):
         Augment(erase=2.0)
-    with pytest.raises(ValueError, match=r"erase_scale=\(0.5, 0.2\) should be two shares"):
+    with pytest.raises(ValueError, match=r"erase_scale=\[0.5, 0.2\] should be two shares"):
         Augment(erase_scale=(0.5, 0.2))
     for sigma in ((0.0, 1.0), (2.0, 1.0), (1.0,)):
         with pytest.raises(ValueError, match=r"sigma=.* should be two deviations in pixels"):

@@ -120,10 +120,14 @@ def test_notes_tell_what_was_decided(tmp_path: Path) -> None:
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / ".hidden.png").write_text("no image")
     (tmp_path / "b" / "scan.tif").write_text("x")
-    (tmp_path / ".cache").mkdir()
+    save(tmp_path / ".cache" / "0.png")
+    save(tmp_path / "loose.png")
     data = image_folder(str(tmp_path), image_size=8)
     assert data.classes == ["a", "b", "rare", "single"]
-    assert data.notes[0] == "3 files that are no images are ignored (1 hidden, 1 .txt, 1 .tif)"
+    assert data.notes[0] == (
+        "files that are ignored: 1 hidden, 1 .txt, 1 .tif, 1 images in hidden folders, 1 images "
+        "outside of class folders"
+    )
     assert data.notes[-1] == "classes of too few images for a test image: 'rare', 'single'"
     assert [data.train.labels.tolist().count(label) for label in (2, 3)] == [2, 1]
     assert set(data.test.labels.tolist()) == {0, 1}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor
 from hybridvit import draws
 from hybridvit.contracts import Batch
 from hybridvit.data.augment import Augment, augment
-from hybridvit.data.loader import Decoders, TrainLoader, eval_batches, order
+from hybridvit.data.loader import Decoders, TrainLoader, _sent, eval_batches, order
 from hybridvit.data.resident import Resident
 from hybridvit.data.splits import ArraySplit, DecodedSplit, Split, split_validation, subset
 
@@ -318,3 +320,64 @@ def test_evaluation_of_nothing_is_nothing() -> None:
 def test_no_more_batches_are_made_at_once_than_there_is_to_gain() -> None:
     assert loader(arrays(), batch_size=1).together == 64
     assert loader(arrays(), batch_size=1, resident=False).together == 1
+
+
+def test_the_next_batch_is_sent_to_a_gpu_before_the_last_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a stream of its own, of which the steps' stream waits for what it uses."""
+    log: list[str] = []
+
+    class Images:
+        device = "cuda"
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def to(self, device: object, non_blocking: bool) -> Images:
+            assert non_blocking
+            assert streams[-1] == "side"
+            log.append(f"send {self.number}")
+            return self
+
+        def record_stream(self, stream: object) -> None:
+            assert stream is steps
+            log.append(f"keep {self.number}")
+
+    class Side:
+        def record_event(self) -> str:
+            return log[-1].replace("send", "sent")
+
+    class Steps:
+        def wait_event(self, event: str) -> None:
+            log.append(f"wait until {event}")
+
+    @contextmanager
+    def on(stream: object) -> Iterator[None]:
+        assert stream is side
+        streams.append("side")
+        yield
+        streams.pop()
+
+    streams, side, steps = ["steps"], Side(), Steps()
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: steps)
+    for images in _sent(map(Images, range(3)), "cuda", side):
+        log.append(f"use {images.number}")
+    assert log == [
+        "send 0", "send 1", "wait until sent 0", "keep 0", "use 0",
+        "send 2", "wait until sent 1", "keep 1", "use 1",
+        "wait until sent 2", "keep 2", "use 2",
+    ]  # fmt: skip
+
+
+def test_batches_for_a_gpu_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(
+        "hybridvit.data.loader.DataLoader", lambda *_, **options: given.update(options)
+    )
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    for kind in ("cpu", "cuda"):
+        Decoders([], torch.device(kind), 2)
+        assert given["pin_memory"] == (kind == "cuda")
+        assert given["persistent_workers"]

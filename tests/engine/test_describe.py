@@ -56,6 +56,19 @@ def test_describe_tells_mixing_and_leakage_apart() -> None:
     assert row(local, "normalisation") == "mean and std of the data"
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr_factors={foo: 2}", "no parameter lies under 'foo'"),
+        ("optim.freeze=[foo]", "no parameter lies under 'foo'"),
+        ("init=foo", "init=.foo. is no finished run"),
+    ],
+)
+def test_describe_refuses_what_could_not_be_trained(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        described(override)
+
+
 def test_describe_measures_on_noise_where_the_data_are_not_here(tmp_path: Path) -> None:
     data = f"data={{name: imagenet, args: {{root: {tmp_path}, image_size: 32}}}}"
     text = described(data, "objective={name: masked_patch}", MIXES)

@@ -182,6 +182,19 @@ def test_a_complete_run_says_so_and_changes_nothing(tmp_path: Path) -> None:
     second = train(load(), name="a", out=tmp_path / "a", show=False)
     assert "already complete" in second.message
     assert {p: p.stat().st_mtime_ns for p in first.path.rglob("*") if p.name != ".lock"} == before
+    (first.path / "summary.json").unlink()
+    with pytest.raises(ValueError, match=r"complete but has no summary\.json; remove it"):
+        train(load(), name="a", out=tmp_path / "a", show=False)
+
+
+def test_a_batch_of_more_images_than_there_are_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(load("data.train_images=32", "train.epochs=1"), name="a", out=tmp_path / "a")
+    told = "warning: train.batch_size=64 takes each of the 32 training images 2 times a step; set"
+    assert told in capfd.readouterr().err
+    train(load("data.train_images=64", "train.epochs=1"), name="b", out=tmp_path / "b")
+    assert "warning" not in capfd.readouterr().err
 
 
 def test_a_stopped_and_resumed_run_equals_one_in_one_piece(

@@ -22,3 +22,14 @@ def test_evaluation_is_in_eval_mode_and_restores_training() -> None:
     predictions(model, [make_batch(2)])
     assert modes == [False]
     assert model.training
+
+
+def test_classes_that_bf16_cannot_tell_apart_are_told() -> None:
+    """The second has the higher logit by a 1000th, of which 8 bits know nothing."""
+    model = make_objective().model
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.tensor([1.0, 1.001, *[0.0] * 8]))
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted, _ = predictions(model, [make_batch(4)])
+    assert predicted.tolist() == [1] * 4

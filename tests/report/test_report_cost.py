@@ -218,3 +218,64 @@ def test_front_and_crossover_are_on_the_page(tmp_path: Path) -> None:
     for where in (text, markdown):
         assert "Nothing is better and cheaper in forward GFLOPs per image: " in where
         assert "the hybrid is ahead above" in where
+
+
+def write_curves(root: Path, name: str, changes: list[dict[str, object]]) -> None:
+    """Pure and hybrid arms at a cost of 1, 2, ... GFLOPs, one for each change of the config; the
+    hybrid ones get ahead."""
+    for size, change in enumerate(changes):
+        for stem, value in (("linear", 0.8), ("conv", 0.75 + 0.1 * size)):
+            model = {"flops": {"forward": (1 + size) * 10**9}, "patch_local": stem == "linear"}
+            write_run(root / name, stem, results={"test/accuracy": value}, config=change,
+                      record={"model": model})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "is_curve"),
+    [
+        ("width", [{"encoder": {"args": {"dim": d, "heads": d // 32}}} for d in (64, 128)], True),
+        ("preset", [{"encoder": {"name": n, "args": {}}} for n in ("tiny", "small")], True),
+        ("length", [{"train": {"epochs": e}, "optim": {"warmup_epochs": e / 5}} for e in (5, 9)],
+         True),
+        ("images", [{"data": {"train_images": n}} for n in (1000, 4000)], True),
+        ("memory", [{"train": {"epochs": e, "accumulate": e}} for e in (1, 2)], True),
+        ("mask", [{"objective": {"args": {"ratio": r}}} for r in (0.75, 0.25)], False),
+        ("position", [{"encoder": {"args": {"position": p}}} for p in ("none", "rope_2d")], False),
+        ("rate", [{"optim": {"lr": r}} for r in (1e-3, 1e-2)], False),
+        ("policy", [{"data": {"augment": {"policy": p}}} for p in ("none", "rand")], False),
+    ],
+)  # fmt: skip
+def test_points_of_one_curve_differ_in_scale_alone(
+    tmp_path: Path, name: str, changes: list[dict[str, object]], is_curve: bool
+) -> None:
+    write_curves(tmp_path, name, changes)
+    comparisons = compared(tmp_path)
+    assert len(comparisons) == 2
+    assert [c.is_single for c in crossovers(comparisons, GFLOPS)] == [True] * is_curve
+
+
+def test_rates_that_arms_chose_make_no_other_curve(tmp_path: Path) -> None:
+    sizes = [{"encoder": {"args": {"dim": d}}, "optim": {"lr": d * 1e-5}} for d in (64, 128)]
+    write_curves(tmp_path, "tuned", sizes)
+    assert crossovers(compared(tmp_path), GFLOPS) == []
+    assert len(crossovers(compared(tmp_path), GFLOPS, tuned=("optim.lr",))) == 1
+    choice = {"label": "x", "metric": "val/accuracy", "trials": [], "chosen": {"optim.lr": 1e-3}}
+    (tmp_path / "tuned" / "plan.json").write_text(json.dumps({"schema": 1, "tuning": [choice]}))
+    write_report(find_runs([tmp_path]), tmp_path / "out", title="t")
+    assert "cross at" in (tmp_path / "out" / "report.md").read_text("utf-8")
+
+
+def test_curves_of_one_name_say_in_what_they_differ(tmp_path: Path) -> None:
+    for ratio in (0.75, 0.25):
+        sizes = [
+            {"encoder": {"args": {"dim": d}}, "objective": {"args": {"ratio": ratio}}}
+            for d in (64, 128)
+        ]
+        write_curves(tmp_path, str(ratio), sizes)
+    words = [found.in_words(TITLE) for found in crossovers(compared(tmp_path), GFLOPS)]
+    assert [text.split(", test/")[0] for text in words] == [
+        "conv / supervised, objective.args.ratio=0.25 against "
+        "linear / supervised, objective.args.ratio=0.25",
+        "conv / supervised, objective.args.ratio=0.75 against "
+        "linear / supervised, objective.args.ratio=0.75",
+    ]

@@ -50,6 +50,24 @@ def test_metrics_tolerate_repeats_and_a_cut(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("lines", "note"),
+    [
+        (['{"step": 1}', '{"step": 2, "tr'], None),  # cut off at the end
+        (['{"step": 1}', '{"step": 2, "tr{"step": 1}', '{"step": 2}'], None),  # and gone on
+        (['{"step": 1}', "", '{"step": 2}'], None),
+        (['{"step": 1}', "x", "[1]", '{"no": "step"}', '{"step": 2}'], "3 of 5 lines"),
+        (["\0\0"], "1 of 1 lines"),
+        ([], None),
+    ],
+)
+def test_damaged_metrics_are_told(tmp_path: Path, lines: list[str], note: str | None) -> None:
+    path = write_run(tmp_path)
+    (path / "metrics.jsonl").write_text("\n".join(lines))
+    expected = (f"{note} of {path / 'metrics.jsonl'} cannot be read",) if note else ()
+    assert read_run(path).notes == expected
+
+
 def test_a_run_without_metrics_is_read(tmp_path: Path) -> None:
     path = write_run(tmp_path)
     (path / "metrics.jsonl").unlink()

@@ -39,6 +39,29 @@ def test_only_run_directories_are_removed(tmp_path: Path) -> None:
     assert (tmp_path / "study" / "report.html").is_file()
 
 
+@pytest.mark.parametrize("content", [b"", b'{"schema": 1, "ki', b"[]", b"\xff\xfe"])
+def test_damaged_runs_are_listed_and_removed(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write(tmp_path / "study" / "a")
+    (run / "run.json").write_bytes(content)
+    (line,) = [x for x in directories.listing([tmp_path]).splitlines() if str(run) in x]
+    assert line.split()[1] == "damaged"
+    (run / "notes.txt").touch()
+    assert main(["runs", str(run), "--remove", "--yes"]) == 2
+    assert "holds notes.txt, which no run has written" in capsys.readouterr().err
+    (run / "notes.txt").unlink()
+    assert main(["runs", str(run), "--remove", "--yes"]) == 0
+    assert not run.exists()
+
+
+def test_a_broken_file_of_that_name_alone_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{ // of something else")
+    with pytest.raises(ValueError, match="holds no run"):
+        directories.find([tmp_path])
+    assert main(["runs", str(tmp_path), "--remove", "--yes"]) == 2
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "thesis", "checkpoints.bak"])
 def test_a_run_with_other_files_is_kept(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]

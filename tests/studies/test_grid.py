@@ -58,6 +58,23 @@ def test_what_the_study_sets_itself_is_no_override(tmp_path: Path, override: str
         read_study(tmp_path, [override])
 
 
+@pytest.mark.parametrize(
+    "axes",
+    [
+        "{a: {b: {seed: 5}}}",
+        "{a: {b: {train: {threads: 2}}}}",
+        "{a: {b: {}}}, stages: {s: {seed: 1}}",
+        "{a: {b: {s: {seed: 1}}}}, stages: {s: {}}",
+    ],
+)
+def test_nor_does_an_axis_or_a_stage_set_it(tmp_path: Path, axes: str) -> None:
+    (tmp_path / "study.yaml").write_text(
+        f"{{title: T, question: Q, config: digits.yaml, axes: {axes}}}"
+    )
+    with pytest.raises(ValueError, match="is the study's own; use"):
+        read_study(tmp_path, [])
+
+
 def test_cells_are_the_product_of_axes_and_seeds(tmp_path: Path) -> None:
     study = read_study(write(tmp_path / "0009-mine"), TINY)
     assert study.name == "0009-mine"
@@ -148,11 +165,11 @@ def test_a_changed_config_is_another_cell(tmp_path: Path) -> None:
 
 
 def test_cells_whose_names_run_together_are_kept_apart(tmp_path: Path) -> None:
-    axes = "axes: {a: {x: {}, x-y: {seed: 5}}, b: {y-z: {}, z: {optim: {lr: 0.5}}}}"
+    axes = "axes: {a: {x: {}, x-y: {train: {ema: null}}}, b: {y-z: {}, z: {optim: {lr: 0.5}}}}"
     text = f"{{title: T, question: Q, config: digits.yaml, {axes}, seeds: [0]}}"
     with pytest.raises(ValueError, match="the same run"):
-        read_study(write(tmp_path / "s", text), TINY)  # the seeds of an axis are overridden
-    text = text.replace("seed: 5", "optim: {momentum: 0.5}")
+        read_study(write(tmp_path / "s", text), TINY)
+    text = text.replace("train: {ema: null}", "optim: {momentum: 0.5}")
     cells = read_study(write(tmp_path / "t", text), TINY).cells
     assert len({c.name for c in cells}) == 4
 
@@ -272,7 +289,7 @@ def test_constraints_leave_the_arms_that_meet_them(
         ("include: [{stem: [linear, corse]}]", "no value 'corse', did you mean 'coarse'?"),
         ("exclude: [{}]", "leave no arm"),
         ("exclude: {stem: linear}", "should be list"),
-        ("match: time", "match='time' should be Literal"),
+        ("match: time", "match='time' should be one of"),
         ("smallest_difference: -1", "should be points above 0"),
         ("baseline: {stm: linear}", "baseline: no axis 'stm', did you mean 'stem'?"),
         ("baseline: {stem: corse}", "no value 'corse', did you mean 'coarse'?"),

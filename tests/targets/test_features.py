@@ -52,7 +52,10 @@ def test_the_teacher_stays_frozen_and_in_eval_mode() -> None:
     assert not any(p.requires_grad for p in target.parameters())
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "vit_small_patch14_dinov2"])
+NETWORKS = ["vit_tiny_patch16_224", "resnet18", "vit_small_patch14_dinov2", "mambaout_femto"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)  # the last one's maps have their channels last
 def test_timm_teachers_give_tokens_on_our_grid(name: str) -> None:
     model = make_objective().model
     target = FeatureTarget(model=model, teacher=name, pretrained=False)
@@ -89,6 +92,7 @@ def test_equal_tokens_have_equal_colors() -> None:
     [
         ({"momentum": 1.5}, "momentum=1.5 should be in"),
         ({"teacher": "resnet_1"}, "target 'features': timm has no model 'resnet_1'"),
+        ({"teacher": "coat_tiny", "pretrained": False}, r"features \(list\) are no map of tokens"),
         ({"teacher": "mixer_s32_224", "pretrained": False}, "refuses images of 128 x 128 px"),
     ],
 )
