@@ -259,7 +259,7 @@ def test_it_learns_without_collapse() -> None:
         ({"momentum": 1.5}, r"momentum=1.5 should be in \[0, 1\]"),
         ({"center_momentum": -0.1}, r"center_momentum=-0.1 should be in \[0, 1\]"),
         ({"student_temperature": 0.0}, "should be above 0, e.g."),
-        ({"teacher_temperature": [0.04]}, r"should be tuple\[float, float\]"),
+        ({"teacher_temperature": [0.04]}, r"should be list \[float, float\]"),
         ({"teacher_temperature": [0.04, 0.0]}, "the two of teacher_temperature should be"),
         ({"temperature_steps": -1}, "temperature_steps and momentum_steps should be at least 0"),
         ({"output_dim": 0}, "output_dim should be at least 1"),

@@ -333,7 +333,7 @@ def test_of_stages_the_last_is_tuned_from_the_first_seeds_weights(
         ("optim.lr:", "train.epochs:", "tune: 'train.epochs' is no key of optim"),
         ("[1e-6, 1e-2, 3e-2]", "[1e-2]", "optim.lr=[0.01] should list two or more"),
         ("[1e-6, 1e-2, 3e-2]", "[[1e-2], 1]", "should list two or more numbers or names"),
-        ("[1e-6, 1e-2, 3e-2]", "1e-2", "should be dict[str, list"),
+        ("[1e-6, 1e-2, 3e-2]", "1e-2", "should be section {key: list}"),
         ("[1e-6, 1e-2, 3e-2]", "[1e-2, 0.01]", "optim.lr lists 0.01 twice"),
         ("[1e-6, 1e-2, 3e-2]", "[1e-2, -1]", "optim.lr=-1 should be above 0"),
         ("[1e-6, 1e-2, 3e-2]", "[1e-2, much]", "optim.lr='much' should be float"),
