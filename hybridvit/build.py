@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hybridvit import draws
-from hybridvit.config import RunConfig, shipped_folder
+from hybridvit.compose import shipped_folder
+from hybridvit.config import RunConfig
 from hybridvit.contracts import DataSpec, Objective, Stem
 from hybridvit.data.catalog import datasets_table
 from hybridvit.data.splits import Split, sample, split_validation, subset

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hybridvit import build, config
+from hybridvit.compose import read_yaml, shipped_folder
 from hybridvit.config import (
     DataConfig,
     EvalConfig,
@@ -18,7 +19,6 @@ from hybridvit.config import (
     PartConfig,
     RunConfig,
     TrainConfig,
-    shipped_folder,
 )
 from hybridvit.data.augment import Augment
 from hybridvit.engine.run import train
@@ -27,7 +27,7 @@ from hybridvit.studies.status import study_name
 
 FILES = sorted(shipped_folder().rglob("*.yaml"))
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-STUDIES = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if "axes" in config.read_yaml(p))
+STUDIES = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if "axes" in read_yaml(p))
 
 
 SCHEMA = (RunConfig, DataConfig, Augment, OptimConfig, TrainConfig, EvalConfig, PartConfig)
@@ -80,7 +80,7 @@ def test_every_key_of_a_shipped_config_is_read(path: Path, fields_read: set[str]
     loaded = config.load(path)
     parts, _ = build.make_parts(loaded.plugins)
     build.resolve(loaded, parts)  # parts check the names of their own arguments
-    own = config.read_yaml(path)
+    own = read_yaml(path)
     own.pop("extends", None)
     assert set(keys(own, RunConfig)) - fields_read == set()
 

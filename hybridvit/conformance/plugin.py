@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridvit import build
-from hybridvit.config import dotlist, to_plain
+from hybridvit.compose import dotlist, to_plain
 from hybridvit.conformance.objectives import ObjectiveConformance
 from hybridvit.conformance.stems import StemConformance
 from hybridvit.conformance.suite import Suite, reason_of

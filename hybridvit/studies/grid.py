@@ -14,8 +14,8 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from hybridvit import build
-from hybridvit import config as configs
-from hybridvit.config import RunConfig
+from hybridvit.compose import compose, dotlist, find, overlay, read_yaml, to_plain
+from hybridvit.config import OptimConfig, RunConfig, config_hash, validate
 from hybridvit.registry import Parts, fits, suggest, type_name
 from hybridvit.studies.status import study_name
 
@@ -68,7 +68,7 @@ class Cell:
 
     def with_config(self, config: RunConfig) -> Cell:
         """The same cell under another config, and hence another hash."""
-        name = f"{self.name.rpartition('-')[0]}-{configs.config_hash(config)}"
+        name = f"{self.name.rpartition('-')[0]}-{config_hash(config)}"
         return dataclasses.replace(self, name=name, config=config)
 
 
@@ -122,13 +122,13 @@ def read_study(path: Path, overrides: list[str], seeds: int | None = None) -> St
     path = path / "study.yaml" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"no study file {str(path)!r}; experiments/ holds the shipped ones")
-    content = configs.read_yaml(path)
+    content = read_yaml(path)
     _check(content, path)
-    given = configs.dotlist(overrides)
+    given = dotlist(overrides)
     _check_untuned(given, content, "an override", path)
     _check_own(given, path)
     base_path = path.parent / content["config"]
-    base = configs.compose(base_path if base_path.is_file() else configs.find(content["config"]))
+    base = compose(base_path if base_path.is_file() else find(content["config"]))
     threads = content.get("threads", 1)
     over = [given, OmegaConf.create({"train": {"threads": threads}})]
     arms = list(_arms(content))
@@ -192,7 +192,7 @@ def _layered(base: DictConfig, *layers: Any) -> DictConfig:
     """A config under others, the last one on top."""
     for layer in layers:
         if layer:
-            base = configs.overlay(base, OmegaConf.create(layer))
+            base = overlay(base, OmegaConf.create(layer))
     return base
 
 
@@ -232,7 +232,7 @@ def check_distinct(cells: list[Cell]) -> None:
     """
     owners: dict[tuple[str, str], str] = {}
     for cell in cells:
-        key = (configs.config_hash(cell.config), cell.kind)
+        key = (config_hash(cell.config), cell.kind)
         if key in owners:
             raise ValueError(
                 f"cells {owners[key]} and {cell.name} are the same run; "
@@ -279,9 +279,9 @@ def _cell(
     after: str | None = None,
 ) -> Cell:
     try:
-        config = configs.validate(configs.to_plain(merged))
+        config = validate(to_plain(merged))
         config = build.resolve(config, parts_of(tuple(config.plugins)))
-        return Cell(f"{name}-{configs.config_hash(config)}", config, arm, kind, after)
+        return Cell(f"{name}-{config_hash(config)}", config, arm, kind, after)
     except ValueError as error:
         raise ValueError(f"cell {name}: {error}") from None
 
@@ -349,7 +349,7 @@ def _check_stages(content: dict[str, Any], path: Path) -> None:
 
 def _check_tune(content: dict[str, Any], path: Path) -> None:
     """Of the optimizer alone: nothing else leaves what is compared, and what it costs, alone."""
-    valid = [f"optim.{name}" for name in configs.OptimConfig.__dataclass_fields__]
+    valid = [f"optim.{name}" for name in OptimConfig.__dataclass_fields__]
     for key, candidates in content.get("tune", {}).items():
         if key not in valid:
             raise ValueError(
@@ -364,7 +364,7 @@ def _check_tune(content: dict[str, Any], path: Path) -> None:
         for value in candidates:
             if candidates.count(value) > 1:
                 raise ValueError(f"{path}: tune: {key} lists {value} twice")
-            configs.validate({"optim": {key.partition(".")[2]: value}})
+            validate({"optim": {key.partition(".")[2]: value}})
 
 
 def _check_layers(content: dict[str, Any], path: Path) -> None:

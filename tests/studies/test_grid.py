@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from hybridvit import config
 from hybridvit.config import resolved
 from hybridvit.engine.checkpoint import read_weights
+from hybridvit.studies import grid
 from hybridvit.studies.cells import run_study, select
 from hybridvit.studies.grid import read_study
 
@@ -388,13 +388,13 @@ def test_a_signal_saves_the_cells_and_leaves_none_behind(
 def test_a_seed_more_costs_one_layer_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Laying configs over each other is most of what reading a study takes."""
     layers: list[int] = []
-    overlay = config.overlay
+    overlay = grid.overlay
 
     def counted(base: Any, top: Any) -> Any:
         layers.append(1)
         return overlay(base, top)
 
-    monkeypatch.setattr(config, "overlay", counted)
+    monkeypatch.setattr(grid, "overlay", counted)
     counts = []
     for seeds in (1, 4):
         layers.clear()
