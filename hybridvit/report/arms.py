@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
@@ -158,9 +158,9 @@ def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
     }
 
 
-def is_below(key: str, keys: Iterable[str]) -> bool:
+def is_below(key: str, keys: Collection[str]) -> bool:
     """Whether a dotted key is one of the keys or below one."""
-    return any(key == k or key.startswith(k + ".") for k in keys)
+    return any(prefix in keys for prefix in itertools.accumulate(key.split("."), "{}.{}".format))
 
 
 def config_key(run: Run, leave_out: tuple[str, ...]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, repeat
+from itertools import pairwise
+from typing import NamedTuple
 
 from hybridvit.report.arms import ALONG, Arm, Comparison, config_key, told_apart
 from hybridvit.report.runs import Run, part_name
@@ -86,6 +87,14 @@ class Crossover:
         )
 
 
+class Curves(NamedTuple):
+    """A hybrid's curve and a pure one's: comparisons, and what the two are called."""
+
+    points: Sequence[Comparison]
+    hybrid: str
+    pure: str
+
+
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Places of the (cost, result) points that none beats in both, by rising cost."""
     best, found = -math.inf, []
@@ -101,24 +110,34 @@ def crossovers(
 ) -> list[Crossover]:
     """Of each hybrid and pure stem that are compared at two or more costs.
 
-    Curves are straight between their points over the logarithm of the cost; the points differ in
-    scale alone, and in the config keys that each arm chose for itself.
+    Curves are straight between their points over the logarithm of the cost.
     """
+    return crossings(paired_curves(comparisons, tuned), cost)
+
+
+def crossings(curves: Iterable[Curves], cost: Cost) -> list[Crossover]:
+    """Of curves at two or more costs of one kind."""
+    found = (_crossover(*each, cost) for each in curves)
+    return [crossover for crossover in found if crossover is not None]
+
+
+def paired_curves(comparisons: Iterable[Comparison], tuned: tuple[str, ...] = ()) -> list[Curves]:
+    """Comparisons whose arms differ in scale alone, and in the config keys that each chose for
+    itself, as points of two curves."""
     free = (*SCALE, *tuned)
     groups: dict[tuple[str, ...], list[Comparison]] = {}
     for c in comparisons:
         if c.kind == "stem" and c.seeds:
             groups.setdefault(_family(c, free), []).append(c)
     # The seeds that are left where one diverged are those that went well.
-    curves = [
+    found = [
         group
         for group in groups.values()
         if len(group) > 1 and all(c.alone and c.alone.verdict != "diverged" for c in group)
     ]
-    hybrids = _names([group[0].arm for group in curves], free)
-    pures = _names([group[0].other for group in curves], free)
-    found = map(_crossover, curves, hybrids, pures, repeat(cost))
-    return [crossover for crossover in found if crossover is not None]
+    hybrids = _names([group[0].arm for group in found], free)
+    pures = _names([group[0].other for group in found], free)
+    return [Curves(*each) for each in zip(found, hybrids, pures, strict=True)]
 
 
 def matched(arms: Sequence[Arm], match: str | None) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from hybridvit.report.arms import Arm, Comparison
-from hybridvit.report.cost import COSTS, Cost, Crossover, crossovers, front
+from hybridvit.report.cost import COSTS, Cost, Crossover, crossings, front, paired_curves
 from hybridvit.report.curves import curves
 from hybridvit.report.leakage import WHEN, measured
 from hybridvit.report.marks import COLOURS, GLYPHS, Plot, Point, line, points, safe, slug
@@ -145,9 +145,9 @@ def _costs(
         shown = [r for r in rows if r.metric == metric and not r.arm.is_pixels and r.result]
         runs = [(r.arm, [run for run in r.arm.runs if metric in run.results]) for r in shown]
         about = [c for c in comparisons if c.metric == metric]
-        axes, lines = [], []
+        axes, lines, both = [], [], paired_curves(about, tuned)
         for title, cost in COSTS:
-            found = crossovers(about, cost, tuned)
+            found = crossings(both, cost)
             axis = _cost_axis(title, cost, metric, runs, found)
             if axis is not None:
                 axes.append(axis)
