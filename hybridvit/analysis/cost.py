@@ -95,6 +95,7 @@ class _Foreign(TorchDispatchMode):
     """Whether an operator is met that is another library's."""
 
     def __init__(self) -> None:
+        # torch leaves its constructor without types.
         super().__init__()  # type: ignore[no-untyped-call]
         self.met = False
 

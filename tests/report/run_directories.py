@@ -12,6 +12,10 @@ from typing import Any
 
 import yaml
 
+from hybridvit.report import find_runs
+from hybridvit.report.arms import Comparison, compare, group
+from hybridvit.report.caveats import caveats
+
 HOSTILE = "</script><img src=x onerror=\"document.title='pwned'\"><b>bold</b>"
 SCHEME = "<a href=\"javascript:document.title='pwned'\">javascript:alert(1)</a>"
 STEMS = {"linear": True, "conv": False, "resnet": False}  # name: patch-local
@@ -190,3 +194,29 @@ def write_study(root: Path, hostile: str = "conv") -> None:
     write_run(root, results=results, record={"kind": "pixels", "name": "pixels"})
     diverged = {"status": "diverged", "error": "loss is nan at step 30", "arm": {"stem": "resnet"}}
     write_run(root, "resnet", record=diverged)
+
+
+PURE = [0.900, 0.909, 0.904]
+HYBRID = [0.920, 0.930, 0.925]
+
+
+def write_pair(root: Path, pure: list[float] = PURE, hybrid: list[float] = HYBRID) -> None:
+    for stem, values in (("linear", pure), ("conv", hybrid)):
+        for seed, value in enumerate(values):
+            write_run(root, stem, seed=seed, results={"test/accuracy": value})
+
+
+def compared(root: Path) -> list[Comparison]:
+    return compare(group(find_runs([root])))
+
+
+def caveats_of(root: Path) -> str:
+    arms = group(find_runs([root]))
+    return "\n".join(caveats(arms, compare(arms)))
+
+
+def write_masked(root: Path, stem: str, trained: list[float], untrained: list[float]) -> None:
+    for seed, (a, b) in enumerate(zip(trained, untrained, strict=True)):
+        results = {"test/linear": a, "test/knn": a - 0.01, "untrained/test/linear": b}
+        results["untrained/test/knn"] = b - 0.02
+        write_run(root, stem, "mae", seed, results)
